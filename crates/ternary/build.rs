@@ -1,0 +1,4 @@
+//! Links libtorch (see the torch-link crate).
+fn main() {
+    torch_link::emit();
+}
