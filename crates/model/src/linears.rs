@@ -1,0 +1,49 @@
+//! How a block calls its linear projections.
+
+use artifact::{ModelConfig, ProjectionKind};
+use tch::{Kind, Tensor};
+
+use crate::ops;
+use crate::weights::{ModelError, Weights};
+
+/// The linear projections of the blocks. Kinds passed together share the input, so an implementation may quantize it
+/// once. The calls of a block are `[Q, K, V]`, `[O]`, `[Gate, Up]` and `[Down]`.
+pub trait Linears {
+    /// Products of `x` (N, in) with the weights of these kinds in block `layer`: (N, out) each, in `x`'s kind.
+    fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor>;
+}
+
+/// Plain weights: the parent, the evaluator.
+pub struct Dense {
+    layers: Vec<[Tensor; 7]>,
+}
+
+impl Dense {
+    /// Takes the projections out of `weights` in `compute` (the type of the products).
+    ///
+    /// # Errors
+    /// When one is missing or libtorch cannot convert it.
+    pub fn new(config: &ModelConfig, weights: &Weights, compute: Kind) -> Result<Self, ModelError> {
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            let mut block = Vec::with_capacity(7);
+            for kind in ProjectionKind::ALL {
+                block.push(weights.projection(layer, kind)?.f_to_kind(compute)?);
+            }
+            layers.extend(<[Tensor; 7]>::try_from(block));
+        }
+        Ok(Self { layers })
+    }
+
+    /// A weight, `(out, in)`.
+    pub fn weight(&self, layer: usize, kind: ProjectionKind) -> &Tensor {
+        &self.layers[layer][kind as usize]
+    }
+}
+
+impl Linears for Dense {
+    fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
+        let weights: Vec<&Tensor> = kinds.iter().map(|&kind| self.weight(layer, kind)).collect();
+        ops::linears(x, &weights)
+    }
+}

@@ -1,0 +1,445 @@
+// Fused operators of the decoder for the CPU, with hand-written gradients. `ops.rs` and `loss.rs` call them; the same
+// operators as compositions of libtorch's are there too, and tests compare the two.
+//
+// Tensors are `at::Tensor*` as tch holds them. Exceptions do not cross into Rust: each function returns null, or a
+// message allocated with strdup that the caller frees with `model_free`. "Narrow" is the type of the matrix products
+// (f32 or bf16); all arithmetic here is in f32.
+#include <ATen/ATen.h>
+#include <ATen/TensorIterator.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+// Runs f(begin, end) over [0, count) on libtorch's own threads. TensorIterator brings them without this file having
+// to be compiled for the OpenMP runtime that libtorch was compiled for.
+template <typename F>
+void parallel(int64_t count, int64_t grain, F&& f) {
+  Tensor index = at::empty({count}, at::kByte);
+  const char* base = static_cast<const char*>(index.data_ptr());
+  auto iterator = at::TensorIteratorConfig()
+                      .check_all_same_dtype(false)
+                      .resize_outputs(false)
+                      .declare_static_shape({count})
+                      .add_output(index)
+                      .build();
+  iterator.for_each(
+      [&](char** data, const int64_t*, int64_t size) { f(data[0] - base, data[0] - base + size); }, grain);
+}
+
+// Rows per parallel piece so that a piece is worth a thread.
+int64_t grain(int64_t columns) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns)); }
+
+bool narrow_is_bf16(const Tensor& t) {
+  TORCH_CHECK(t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16, "products must be f32 or bf16, not ",
+              t.scalar_type());
+  return t.scalar_type() == at::kBFloat16;
+}
+
+// Calls f with a typed null pointer of the narrow type.
+template <typename F>
+void dispatch(bool bf16, F&& f) {
+  if (bf16) {
+    f(static_cast<bf16_t*>(nullptr));
+  } else {
+    f(static_cast<float*>(nullptr));
+  }
+}
+
+template <typename T>
+T* pointer(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+// Gradients of a weight that every row shares are summed in this many fixed pieces, whatever the threads are, so that
+// the result does not depend on them.
+constexpr int64_t PIECES = 16;
+
+// Runs f(piece, begin, end) over PIECES slices of the rows.
+template <typename F>
+void pieces(int64_t rows, F&& f) {
+  parallel(PIECES, 1, [&](int64_t first, int64_t last) {
+    for (int64_t piece = first; piece < last; ++piece) f(piece, rows * piece / PIECES, rows * (piece + 1) / PIECES);
+  });
+}
+
+// residual (N, D) f32 + delta (N, D) narrow -> the sum and its RMSNorm in `narrow`.
+struct AddRmsNorm : Function<AddRmsNorm> {
+  static variable_list forward(AutogradContext* context, const Tensor& residual_,
+                               const std::optional<Tensor>& delta_, const Tensor& weight_, double eps, bool bf16) {
+    Tensor residual = residual_.contiguous(), weight = weight_.to(at::kFloat).contiguous();
+    const int64_t rows = residual.size(0), columns = residual.size(1);
+    Tensor delta = delta_ ? delta_->contiguous() : Tensor();
+    Tensor sum = delta.defined() ? at::empty_like(residual) : residual;
+    Tensor normal = at::empty({rows, columns}, residual.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
+    Tensor scale = at::empty({rows}, residual.options());
+    dispatch(bf16, [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      parallel(rows, grain(columns), [&](int64_t begin, int64_t end) {
+        add_norm_forward(pointer<float>(residual), delta.defined() ? pointer<T>(delta) : nullptr,
+                         pointer<float>(weight), static_cast<float>(eps), begin, end, columns, pointer<float>(sum),
+                         pointer<T>(normal), pointer<float>(scale));
+      });
+    });
+    context->save_for_backward({sum, weight, scale});
+    context->saved_data["weight"] = weight_.requires_grad();
+    context->saved_data["delta"] = delta_.has_value();
+    context->saved_data["bf16"] = bf16;
+    // Without a delta the stream goes on unchanged and is not an output.
+    return delta.defined() ? variable_list{normal, sum} : variable_list{normal};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &sum = saved[0], &weight = saved[1], &scale = saved[2];
+    const bool bf16 = context->saved_data["bf16"].toBool(), has_delta = context->saved_data["delta"].toBool();
+    const bool weight_gradient = context->saved_data["weight"].toBool();
+    const int64_t rows = sum.size(0), columns = sum.size(1);
+    Tensor normal = gradients[0];
+    Tensor stream = gradients.size() > 1 ? gradients[1] : Tensor();
+    if (!normal.defined()) return {stream, has_delta ? stream.to(bf16 ? at::kBFloat16 : at::kFloat) : Tensor(), {}, {}, {}};
+    normal = normal.contiguous();
+    if (stream.defined()) stream = stream.contiguous();
+    Tensor out = at::empty_like(sum);
+    Tensor delta = has_delta && bf16 ? at::empty_like(normal) : Tensor();
+    Tensor partial = weight_gradient ? at::zeros({PIECES, columns}, sum.options()) : Tensor();
+    dispatch(bf16, [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      pieces(rows, [&](int64_t piece, int64_t begin, int64_t end) {
+        add_norm_backward(pointer<float>(sum), pointer<float>(weight), pointer<float>(scale), pointer<T>(normal),
+                          stream.defined() ? pointer<float>(stream) : nullptr, begin, end, columns,
+                          pointer<float>(out), delta.defined() ? pointer<T>(delta) : nullptr,
+                          partial.defined() ? pointer<float>(partial) + piece * columns : nullptr);
+      });
+    });
+    // In f32 both inputs of the sum have the same gradient.
+    if (has_delta && !bf16) delta = out;
+    return {out, delta, partial.defined() ? partial.sum(0) : Tensor(), {}, {}};
+  }
+};
+
+// Norm of each head when there is a weight, then the rotary embedding: x (B, T, H, head_dim).
+struct Rotate : Function<Rotate> {
+  static Tensor forward(AutogradContext* context, const Tensor& x_, const Tensor& cos, const Tensor& sin,
+                        const std::optional<Tensor>& weight_, double eps) {
+    Tensor x = x_.contiguous();
+    const int64_t length = x.size(1), heads = x.size(2), dim = x.size(3), rows = x.size(0) * length;
+    Tensor weight = weight_ ? weight_->to(at::kFloat).contiguous() : Tensor();
+    Tensor out = at::empty_like(x);
+    dispatch(narrow_is_bf16(x), [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      parallel(rows, grain(heads * dim), [&](int64_t begin, int64_t end) {
+        rotate_forward(pointer<T>(x), pointer<float>(cos), pointer<float>(sin),
+                       weight.defined() ? pointer<float>(weight) : nullptr, static_cast<float>(eps), begin, end,
+                       length, heads, dim, pointer<T>(out));
+      });
+    });
+    context->save_for_backward({weight.defined() ? x : Tensor(), cos, sin, weight});
+    context->saved_data["weight"] = weight_ && weight_->requires_grad();
+    context->saved_data["eps"] = eps;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &x = saved[0], &cos = saved[1], &sin = saved[2], &weight = saved[3];
+    const auto eps = static_cast<float>(context->saved_data["eps"].toDouble());
+    const Tensor gradient = gradients[0].contiguous();
+    const int64_t length = gradient.size(1), heads = gradient.size(2), dim = gradient.size(3);
+    const int64_t rows = gradient.size(0) * length;
+    Tensor out = at::empty_like(gradient);
+    Tensor partial;
+    if (context->saved_data["weight"].toBool()) partial = at::zeros({PIECES, dim}, cos.options());
+    dispatch(narrow_is_bf16(gradient), [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      pieces(rows, [&](int64_t piece, int64_t begin, int64_t end) {
+        rotate_backward(x.defined() ? pointer<T>(x) : nullptr, pointer<float>(cos), pointer<float>(sin),
+                        weight.defined() ? pointer<float>(weight) : nullptr, eps, pointer<T>(gradient), begin, end,
+                        length, heads, dim, pointer<T>(out),
+                        partial.defined() ? pointer<float>(partial) + piece * dim : nullptr);
+      });
+    });
+    return {out, {}, {}, partial.defined() ? partial.sum(0) : Tensor(), {}};
+  }
+};
+
+// silu(gate) * up.
+struct Swiglu : Function<Swiglu> {
+  static Tensor forward(AutogradContext* context, const Tensor& gate_, const Tensor& up_) {
+    Tensor gate = gate_.contiguous(), up = up_.contiguous();
+    Tensor out = at::empty_like(gate);
+    dispatch(narrow_is_bf16(gate), [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      parallel(gate.numel(), 16384, [&](int64_t begin, int64_t end) {
+        swiglu_forward(pointer<T>(gate), pointer<T>(up), begin, end, pointer<T>(out));
+      });
+    });
+    context->save_for_backward({gate, up});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &gate = saved[0], &up = saved[1], gradient = gradients[0].contiguous();
+    Tensor gate_gradient = at::empty_like(gate), up_gradient = at::empty_like(up);
+    dispatch(narrow_is_bf16(gate), [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      parallel(gate.numel(), 16384, [&](int64_t begin, int64_t end) {
+        swiglu_backward(pointer<T>(gate), pointer<T>(up), pointer<T>(gradient), begin, end,
+                        pointer<T>(gate_gradient), pointer<T>(up_gradient));
+      });
+    });
+    return {gate_gradient, up_gradient};
+  }
+};
+
+// x (N, in) times the transpose of each weight (out, in); the gradients of x are summed inside the products.
+struct LinearsFunction : Function<LinearsFunction> {
+  static variable_list forward(AutogradContext* context, const Tensor& x, at::TensorList weights) {
+    variable_list saved{x}, out;
+    for (const Tensor& weight : weights) {
+      saved.push_back(weight);
+      out.push_back(at::mm(x, weight.t()));
+    }
+    context->save_for_backward(saved);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor& x = saved[0];
+    variable_list out(saved.size());
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined()) continue;
+      const Tensor gradient = gradients[i].contiguous();
+      const Tensor& weight = saved[i + 1];
+      if (context->needs_input_grad(0)) {
+        if (out[0].defined()) {
+          out[0].addmm_(gradient, weight);
+        } else {
+          out[0] = at::mm(gradient, weight);
+        }
+      }
+      if (context->needs_input_grad(i + 1)) out[i + 1] = at::mm(gradient.t(), x);
+    }
+    return out;
+  }
+};
+
+// Loss over the vocabulary in chunks of positions. The gradients are made while the chunk's logits exist.
+struct HeadLoss : Function<HeadLoss> {
+  static variable_list forward(AutogradContext* context, const Tensor& hidden_, const Tensor& head_,
+                               const Tensor& targets_, const std::optional<Tensor>& parent_hidden,
+                               const std::optional<Tensor>& parent_head, double weight, double temperature, int64_t chunk) {
+    const Tensor hidden = hidden_.contiguous(), head = head_.to(hidden.scalar_type()).contiguous();
+    const Tensor targets = targets_.contiguous();
+    const Tensor parent = parent_head ? parent_head->to(hidden.scalar_type()) : Tensor();
+    const int64_t count = hidden.size(0), vocabulary = head.size(0);
+    const bool hidden_gradient = hidden_.requires_grad(), head_gradient = head_.requires_grad();
+    const bool gradient = hidden_gradient || head_gradient;
+    Tensor d_hidden = hidden_gradient ? at::empty_like(hidden) : Tensor();
+    Tensor d_head = head_gradient ? at::empty(head.sizes(), head.options().dtype(at::kFloat)) : Tensor();
+    Tensor losses = at::empty({2, count}, hidden.options().dtype(at::kFloat));
+    Tensor logits = at::empty({std::min(chunk, count), vocabulary}, hidden.options());
+    Tensor parent_logits = parent.defined() ? at::empty_like(logits) : Tensor();
+    for (int64_t start = 0; start < count; start += chunk) {
+      const int64_t length = std::min(chunk, count - start);
+      const Tensor rows = hidden.narrow(0, start, length);
+      Tensor out = logits.narrow(0, 0, length);
+      at::mm_out(out, rows, head.t());
+      if (parent.defined()) {
+        Tensor parent_out = parent_logits.narrow(0, 0, length);
+        at::mm_out(parent_out, parent_hidden->narrow(0, start, length).to(hidden.scalar_type()), parent.t());
+      }
+      dispatch(narrow_is_bf16(hidden), [&](auto* t) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        parallel(length, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t target = pointer<int64_t>(targets)[start + i];
+            T* row = pointer<T>(out) + i * vocabulary;
+            float* loss = pointer<float>(losses) + start + i;
+            if (parent.defined()) {
+              distill_row(row, pointer<T>(parent_logits) + i * vocabulary, vocabulary, target,
+                          static_cast<float>(weight), static_cast<float>(temperature), 1.0f / count, gradient, loss,
+                          loss + count);
+            } else {
+              entropy_row(row, vocabulary, target, 1.0f / count, gradient, loss);
+              loss[count] = loss[0];
+            }
+          }
+        });
+      });
+      if (hidden_gradient) {
+        Tensor d_rows = d_hidden.narrow(0, start, length);
+        at::mm_out(d_rows, out, head);
+      }
+      if (head_gradient) {
+        // In slices of the vocabulary, so that a product is added to its f32 sum while it is in the cache.
+        constexpr int64_t SLICE = 2048;
+        for (int64_t first = 0; first < vocabulary; first += SLICE) {
+          const int64_t width = std::min(SLICE, vocabulary - first);
+          const Tensor product = at::mm(out.narrow(1, first, width).t(), rows);
+          Tensor slice = d_head.narrow(0, first, width);
+          if (start == 0) {
+            slice.copy_(product);
+          } else {
+            slice.add_(product);
+          }
+        }
+      }
+    }
+    context->save_for_backward({d_hidden, d_head});
+    context->saved_data["head"] = static_cast<int64_t>(head_.scalar_type());
+    Tensor means = losses.mean(1);
+    Tensor total = means[0].clone(), entropy = means[1].clone();
+    context->mark_non_differentiable({entropy});
+    return {total, entropy};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto head_type = static_cast<at::ScalarType>(context->saved_data["head"].toInt());
+    const double factor = gradients[0].item<double>();
+    variable_list out(8);
+    for (int i = 0; i < 2; ++i) {
+      if (saved[i].defined()) out[i] = factor == 1.0 ? saved[i] : saved[i] * factor;
+    }
+    if (out[1].defined()) out[1] = out[1].to(head_type);
+    return out;
+  }
+};
+
+// A kernel checks what libtorch's operators would have checked: everything is on the CPU.
+void check_cpu(std::initializer_list<const Tensor*> tensors) {
+  for (const Tensor* t : tensors) TORCH_CHECK(!t || t->device().is_cpu(), "this operator runs on the CPU only");
+}
+
+std::optional<Tensor> optional(const Tensor* t) { return t ? std::optional<Tensor>(*t) : std::nullopt; }
+
+template <typename F>
+char* guarded(F&& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  } catch (...) {
+    return strdup("unknown C++ exception");
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+char* model_add_rms_norm(const Tensor* residual, const Tensor* delta, const Tensor* weight, double eps, int bf16,
+                         Tensor** sum, Tensor** normal) {
+  return guarded([&] {
+    check_cpu({residual, delta, weight});
+    TORCH_CHECK(residual->dim() == 2 && residual->scalar_type() == at::kFloat, "the residual stream must be (N, D) f32");
+    TORCH_CHECK(weight->numel() == residual->size(1), "the norm's weight does not fit the stream");
+    if (delta) {
+      TORCH_CHECK(delta->sizes() == residual->sizes() && narrow_is_bf16(*delta) == (bf16 != 0),
+                  "what is added must have the stream's shape and the products' type");
+    }
+    auto out = AddRmsNorm::apply(*residual, optional(delta), *weight, eps, bf16 != 0);
+    *normal = new Tensor(out[0]);
+    *sum = new Tensor(out.size() > 1 ? out[1] : *residual);
+  });
+}
+
+char* model_rotate(const Tensor* x, const Tensor* cos, const Tensor* sin, const Tensor* weight, double eps,
+                   Tensor** out) {
+  return guarded([&] {
+    check_cpu({x, cos, sin, weight});
+    TORCH_CHECK(x->dim() == 4 && x->size(3) % 2 == 0, "heads must be (B, T, H, even)");
+    for (const Tensor* table : {cos, sin}) {
+      TORCH_CHECK(table->scalar_type() == at::kFloat && table->is_contiguous() && table->dim() == 2 &&
+                      table->size(0) >= x->size(1) && table->size(1) == x->size(3) / 2,
+                  "the rotary tables are too small");
+    }
+    TORCH_CHECK(!weight || weight->numel() == x->size(3), "the head norm's weight does not fit");
+    *out = new Tensor(Rotate::apply(*x, *cos, *sin, optional(weight), eps));
+  });
+}
+
+char* model_swiglu(const Tensor* gate, const Tensor* up, Tensor** out) {
+  return guarded([&] {
+    check_cpu({gate, up});
+    TORCH_CHECK(gate->sizes() == up->sizes() && gate->scalar_type() == up->scalar_type(), "gate and up differ");
+    *out = new Tensor(Swiglu::apply(*gate, *up));
+  });
+}
+
+char* model_linears(const Tensor* x, const Tensor* const* weights, size_t count, Tensor** out) {
+  return guarded([&] {
+    std::vector<Tensor> all;
+    for (size_t i = 0; i < count; ++i) all.push_back(*weights[i]);
+    auto products = LinearsFunction::apply(*x, at::TensorList(all));
+    for (size_t i = 0; i < count; ++i) out[i] = new Tensor(products[i]);
+  });
+}
+
+char* model_head_loss(const Tensor* hidden, const Tensor* head, const Tensor* targets, const Tensor* parent_hidden,
+                      const Tensor* parent_head, double weight, double temperature, int64_t chunk, Tensor** total,
+                      Tensor** entropy) {
+  return guarded([&] {
+    check_cpu({hidden, head, targets, parent_hidden, parent_head});
+    TORCH_CHECK(hidden->dim() == 2 && head->dim() == 2 && hidden->size(1) == head->size(1), "hidden and head differ");
+    TORCH_CHECK(targets->scalar_type() == at::kLong && targets->numel() == hidden->size(0) && hidden->size(0) > 0,
+                "one i64 target a position");
+    const int64_t low = targets->min().item<int64_t>(), high = targets->max().item<int64_t>();
+    TORCH_CHECK(low >= 0 && high < head->size(0), "a target lies outside the vocabulary");
+    if (parent_hidden) {
+      TORCH_CHECK(parent_hidden->size(0) == hidden->size(0) && parent_head->size(0) == head->size(0),
+                  "the parent has another vocabulary or other positions");
+    }
+    auto out = HeadLoss::apply(*hidden, *head, *targets, optional(parent_hidden), optional(parent_head), weight,
+                               temperature, chunk);
+    *total = new Tensor(out[0]);
+    *entropy = new Tensor(out[1]);
+  });
+}
+
+// Cross entropy of every position, without gradient.
+char* model_token_losses(const Tensor* logits, const Tensor* targets, Tensor** out) {
+  return guarded([&] {
+    check_cpu({logits, targets});
+    TORCH_CHECK(logits->dim() == 2 && logits->is_contiguous() && targets->is_contiguous() &&
+                    targets->scalar_type() == at::kLong && targets->numel() == logits->size(0),
+                "logits (N, V) and one i64 target a position");
+    const int64_t vocabulary = logits->size(1);
+    Tensor losses = at::empty({logits->size(0)}, logits->options().dtype(at::kFloat));
+    dispatch(narrow_is_bf16(*logits), [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      parallel(logits->size(0), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t target = pointer<int64_t>(*targets)[i];
+          TORCH_CHECK(target >= 0 && target < vocabulary, "a target lies outside the vocabulary");
+          entropy_row(pointer<T>(*logits) + i * vocabulary, vocabulary, target, 0.0f, false,
+                      pointer<float>(losses) + i);
+        }
+      });
+    });
+    *out = new Tensor(losses);
+  });
+}
+
+void model_free(char* message) { std::free(message); }
+
+}  // extern "C"

@@ -1,0 +1,157 @@
+//! Real shells that misbehave.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn shell(dir: &Path, script: &str) -> Task {
+    Task::new("/bin/sh", dir, dir.join("log"), LONG, LONG).arg("-c").arg(script)
+}
+
+fn runner() -> (tempfile::TempDir, Runner) {
+    (tempfile::tempdir().unwrap(), Runner::new(Interrupts::default()).unwrap())
+}
+
+fn log(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("log")).unwrap()
+}
+
+/// Whether a process runs; a zombie that nobody has waited for yet does not.
+fn alive(pid: &str) -> bool {
+    let out = Command::new("ps").args(["-o", "stat=", "-p", pid]).output().unwrap();
+    let stat = String::from_utf8(out.stdout).unwrap();
+    !stat.trim().is_empty() && !stat.trim().starts_with('Z')
+}
+
+fn gone_soon(pid: &str) -> bool {
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        if !alive(pid) {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+#[test]
+fn exit_code_output_and_memory_come_back() {
+    let (dir, runner) = runner();
+    let task = shell(dir.path(), "echo out; echo err >&2; echo $NAME; exit 3").env("NAME", "set");
+    let finished = runner.run(&task, |_| {}).unwrap();
+    assert_eq!(finished.end, End::Exited(3));
+    assert_eq!(log(dir.path()), "out\nerr\nset\n");
+    assert!(finished.memory > 100_000, "{}", finished.memory);
+}
+
+#[test]
+fn memory_is_the_childs_own() {
+    let (dir, runner) = runner();
+    // One buffer of 64 MiB, in a child of the leader.
+    let script = "dd if=/dev/zero of=/dev/null bs=67108864 count=1; true";
+    let finished = runner.run(&shell(dir.path(), script), |_| {}).unwrap();
+    assert_eq!(finished.end, End::Exited(0));
+    assert!((64 << 20..1 << 30).contains(&finished.memory), "{}", finished.memory);
+    let small = runner.run(&shell(dir.path(), "true"), |_| {}).unwrap();
+    assert!(small.memory < finished.memory / 2, "{} {}", small.memory, finished.memory);
+}
+
+#[test]
+fn a_fault_is_no_timeout() {
+    let (dir, runner) = runner();
+    let finished = runner.run(&shell(dir.path(), "kill -s SEGV $$"), |_| {}).unwrap();
+    assert_eq!(finished.end, End::Killed(11));
+}
+
+#[test]
+fn the_limit_ends_a_child_that_listens() {
+    let (dir, runner) = runner();
+    let mut task = shell(dir.path(), "trap 'echo gently; exit 0' TERM; while :; do sleep 0.05; done");
+    task.limit = Duration::from_millis(300);
+    let finished = runner.run(&task, |_| {}).unwrap();
+    assert_eq!(finished.end, End::TimedOut);
+    assert!(log(dir.path()).ends_with("gently\n"), "{}", log(dir.path()));
+    assert!(finished.elapsed < LONG);
+}
+
+#[test]
+fn a_group_that_ignores_sigterm_is_killed_with_its_children() {
+    let (dir, runner) = runner();
+    let mut task = shell(dir.path(), "trap '' TERM; sleep 1000 & echo $!; wait; sleep 1000");
+    task.limit = Duration::from_millis(300);
+    task.grace = Duration::from_millis(200);
+    let finished = runner.run(&task, |_| {}).unwrap();
+    assert_eq!(finished.end, End::TimedOut);
+    assert!(finished.elapsed >= Duration::from_millis(500) && finished.elapsed < LONG);
+    assert!(gone_soon(log(dir.path()).trim()));
+}
+
+#[test]
+fn a_leader_takes_what_it_left_behind_along() {
+    let (dir, runner) = runner();
+    let finished = runner.run(&shell(dir.path(), "trap '' TERM; sleep 1000 & echo $!"), |_| {}).unwrap();
+    assert_eq!(finished.end, End::Exited(0));
+    assert!(finished.elapsed < LONG);
+    assert!(gone_soon(log(dir.path()).trim()));
+}
+
+#[test]
+fn an_interrupt_is_passed_on_and_a_second_kills() {
+    let (dir, runner) = runner();
+    let interrupts = runner.interrupts.clone();
+    let task = shell(dir.path(), "trap 'echo once' TERM; while :; do sleep 0.05; done");
+    let log_file = dir.path().join("log");
+    let mut stage = 0;
+    let finished = runner
+        .run(&task, |_| {
+            if stage == 0 {
+                interrupts.raise();
+                stage = 1;
+            } else if std::fs::read_to_string(&log_file).unwrap().contains("once") {
+                interrupts.raise();
+            }
+        })
+        .unwrap();
+    assert_eq!(finished.end, End::Interrupted);
+    assert_eq!(runner.run(&task, |_| {}).unwrap().end, End::Interrupted, "nothing starts afterwards");
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    let (dir, runner) = runner();
+    let task = Task::new("/no/such/program", dir.path(), dir.path().join("log"), LONG, LONG);
+    assert!(runner.run(&task, |_| {}).unwrap_err().to_string().contains("/no/such/program"));
+}
+
+/// Not a test of its own: the process that `children_die_with_a_killed_orchestrator` kills.
+#[test]
+fn child_of_a_killed_orchestrator() {
+    let Some(dir) = std::env::var_os("CHILD_TEST_FOLDER") else { return };
+    let runner = Runner::new(Interrupts::default()).unwrap();
+    let script = "trap '' TERM HUP; sleep 1000 & echo $$ $! > pids.new; mv pids.new pids; wait; sleep 1000";
+    let _ = runner.run(&shell(Path::new(&dir), script), |_| {});
+}
+
+#[test]
+fn children_die_with_a_killed_orchestrator() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut orchestrator = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child::tests::child_of_a_killed_orchestrator"])
+        .env("CHILD_TEST_FOLDER", dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pids = dir.path().join("pids");
+    let until = Instant::now() + Duration::from_secs(20);
+    while !pids.exists() && Instant::now() < until {
+        std::thread::yield_now();
+    }
+    let pids = std::fs::read_to_string(pids).unwrap();
+    assert!(pids.split_whitespace().all(alive));
+    orchestrator.kill().unwrap();
+    orchestrator.wait().unwrap();
+    assert!(pids.split_whitespace().all(gone_soon), "{pids}");
+}

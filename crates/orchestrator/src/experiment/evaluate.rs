@@ -1,0 +1,176 @@
+//! Runs the pinned evaluator: on an experiment's artifact, or on the full-precision parent.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use corpus::Part;
+use serde::Deserialize;
+
+use super::Step;
+use crate::child::{self, End, Task};
+use crate::error::Failure;
+use crate::ledger::{Evaluation, Event, Reported, Row, Status};
+use crate::search::Search;
+
+/// The evaluator's exit code for an artifact that breaks the campaign's constraints.
+const INVALID: i32 = 4;
+/// It reads text of a fixed size; longer than this it hangs.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// The artifact of an experiment.
+    Experiment(u64),
+    /// The full-precision parent.
+    Base,
+}
+
+/// The evaluator's JSON. A figure that is not a number is written as null.
+#[derive(Debug, Deserialize)]
+struct Figures {
+    #[serde(default)]
+    invalid: Option<String>,
+    #[serde(default)]
+    eval_loss: Option<f64>,
+    #[serde(default)]
+    eval_ppl: Option<f64>,
+    #[serde(default)]
+    eval_bpb: Option<f64>,
+    #[serde(default)]
+    tokens: u64,
+    #[serde(default)]
+    bits_per_weight: Option<f64>,
+    #[serde(default)]
+    q_neg1: Option<f64>,
+    #[serde(default)]
+    q_zero: Option<f64>,
+    #[serde(default)]
+    q_pos1: Option<f64>,
+    #[serde(default)]
+    seconds: f64,
+}
+
+impl Figures {
+    fn evaluation(&self, part: Part) -> Option<Evaluation> {
+        let finite = |x: Option<f64>| x.filter(|x| x.is_finite());
+        Some(Evaluation {
+            part,
+            eval_loss: finite(self.eval_loss)?,
+            eval_ppl: finite(self.eval_ppl)?,
+            eval_bpb: finite(self.eval_bpb)?,
+            tokens: self.tokens,
+            bits_per_weight: finite(self.bits_per_weight)?,
+            shares: [self.q_neg1, self.q_zero, self.q_pos1].map(|share| share.unwrap_or(0.0)),
+            seconds: self.seconds,
+        })
+    }
+}
+
+impl Search<'_> {
+    /// Measures once; the figures also stay as a file beside what was measured.
+    pub(super) fn evaluate(&self, subject: Subject, part: Part) -> Result<Step<Evaluation>, Failure> {
+        self.check_pins()?;
+        let part_name = match part {
+            Part::Train => "train",
+            Part::Dev => "dev",
+            Part::Select => "select",
+            Part::Report => "report",
+        };
+        let (folder, what, stem) = match subject {
+            Subject::Experiment(number) => (self.layout.experiment(number), format!("#{number}"), "eval"),
+            Subject::Base => (self.layout.run(), "full-precision parent".into(), "floor"),
+        };
+        let stem = if part == Part::Select { stem.to_owned() } else { format!("{stem}-{part_name}") };
+        let out: PathBuf = folder.join(format!("{stem}.json"));
+        let log = folder.join(format!("{stem}.log"));
+        if out.exists() {
+            std::fs::remove_file(&out).with_context(|| format!("cannot replace {}", out.display()))?;
+        }
+        let mut task = Task::new(self.layout.evaluator(), &folder, log.clone(), LIMIT, GRACE)
+            .flag("--campaign", self.layout.campaign_copy())
+            .flag("--data", &self.data)
+            .flag("--part", part_name)
+            .flag("--out", &out);
+        task = match subject {
+            Subject::Experiment(number) => task.flag("--artifact", self.layout.artifact(number)),
+            Subject::Base => task.arg("--base"),
+        };
+        task = self.machine(task);
+        let bar = self.printer.spinner(format!("{what} evaluating on {part_name}"));
+        let finished = self.runner.run(&task, |elapsed| bar.tick(elapsed))?;
+        drop(bar);
+        let figures = || -> anyhow::Result<Figures> {
+            let bytes = std::fs::read(&out).with_context(|| format!("the evaluator left no {}", out.display()))?;
+            serde_json::from_slice(&bytes).with_context(|| format!("cannot read {}", out.display()))
+        };
+        match finished.end {
+            End::Exited(0) => {
+                let Some(evaluation) = figures()?.evaluation(part) else {
+                    return Ok(Step::Failed(Status::Invalid, "its loss is not a number".into()));
+                };
+                Ok(Step::Next(evaluation))
+            }
+            End::Exited(INVALID) => {
+                let reason = figures().ok().and_then(|f| f.invalid);
+                Ok(Step::Failed(Status::Invalid, reason.unwrap_or_else(|| child::last_lines(&log, 1))))
+            }
+            End::Interrupted => Ok(Step::Interrupted),
+            // Its own way of saying that it could not measure at all, which is not the candidate's fault.
+            End::Exited(1) => Err(Failure::Other(anyhow!(
+                "the evaluator could not measure {what}; its output is in {}:\n{}\nafter mending that, run again: \
+                 the experiment goes on from here",
+                log.display(),
+                child::last_lines(&log, 6)
+            ))),
+            End::Exited(code) => Ok(Step::Failed(Status::Crash, format!("evaluation failed with code {code}"))),
+            End::Killed(signal) => Ok(Step::Failed(Status::Crash, format!("evaluation was killed by signal {signal}"))),
+            End::TimedOut => Ok(Step::Failed(Status::Timeout, "evaluation took too long".into())),
+        }
+    }
+
+    /// Measures the full-precision parent once, for campaigns that have one. False when interrupted.
+    pub fn measure_floor(&mut self) -> Result<bool, Failure> {
+        if self.campaign.model.base.is_none() || self.state.floor.is_some() {
+            return Ok(true);
+        }
+        match self.evaluate(Subject::Base, Part::Select)? {
+            Step::Next(floor) => {
+                self.printer.line(&format!("full-precision parent: ppl {:.6} on select", floor.eval_ppl));
+                self.write(Event::Floor(floor))?;
+                Ok(true)
+            }
+            Step::Interrupted => Ok(false),
+            Step::Failed(_, reason) => {
+                Err(Failure::Other(anyhow!("the full-precision parent could not be measured: {reason}")))
+            }
+        }
+    }
+
+    /// Measures what has no final figure yet: baseline, incumbent, and the parent where there is one. False when
+    /// interrupted.
+    pub fn measure_report(&mut self) -> Result<bool, Failure> {
+        let mut wanted: Vec<Option<u64>> = Vec::new();
+        if self.campaign.model.base.is_some() {
+            wanted.push(None);
+        }
+        wanted.extend(self.state.baseline().map(|row| Some(row.experiment)));
+        wanted.extend(self.state.incumbent().map(|row: &Row| Some(row.experiment)));
+        for experiment in wanted {
+            if self.state.reported.contains_key(&experiment) {
+                continue;
+            }
+            let subject = experiment.map_or(Subject::Base, Subject::Experiment);
+            match self.evaluate(subject, Part::Report)? {
+                Step::Next(evaluation) => self.write(Event::Reported(Reported { experiment, evaluation }))?,
+                Step::Interrupted => return Ok(false),
+                Step::Failed(_, reason) => {
+                    return Err(Failure::Other(anyhow!("no final figure of {subject:?}: {reason}")));
+                }
+            }
+        }
+        Ok(true)
+    }
+}

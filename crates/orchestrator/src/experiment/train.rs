@@ -1,0 +1,145 @@
+//! Runs the trainer of a candidate within the campaign's budget and hard limit.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Deserialize;
+
+use super::Step;
+use crate::child::{self, End, Task};
+use crate::ledger::{Proposed, Status, Trained};
+use crate::search::Search;
+
+/// The trainer's exit code for a loss that is not a number or above 100.
+const DIVERGED: i32 = 3;
+
+/// What is read of the trainer's `summary.json`. For information: no verdict depends on it.
+#[derive(Debug, Deserialize)]
+struct Summary {
+    status: String,
+    training_seconds: f64,
+    num_steps: u64,
+    tokens: u64,
+}
+
+impl Search<'_> {
+    /// From the trainer in the experiment's folder to an artifact.
+    pub(super) fn train(&self, proposed: &Proposed) -> Result<Step<Trained>> {
+        let number = proposed.experiment;
+        let folder = self.layout.experiment(number);
+        let log = folder.join("run.log");
+        let budget = &self.campaign.budget;
+        let limit = Duration::try_from_secs_f64(budget.hard_limit_seconds)?;
+        let grace = Duration::try_from_secs_f64(budget.grace_seconds)?;
+        let mut task = Task::new(folder.join("trainer"), &folder, log.clone(), limit, grace)
+            .flag("--campaign", self.layout.campaign_copy())
+            .flag("--data", &self.data)
+            .flag("--out", &folder)
+            .flag("--seed", proposed.seed.to_string());
+        task = self.machine(task);
+        let bar = self.printer.bar(format!("#{number} training"));
+        let finished = self.runner.run(&task, |elapsed| {
+            if bar.visible() {
+                let step = last_step(&folder.join("train.tsv"));
+                let message = step.as_ref().map_or_else(
+                    || proposed.description.clone(),
+                    |s| format!("step {} loss {:.3}", s.step, s.train_loss),
+                );
+                let share = match (budget.seconds, budget.tokens, step) {
+                    (Some(seconds), _, Some(step)) => step.time_s / seconds,
+                    (_, Some(tokens), Some(step)) => step.time_s * step.tokens_per_s / tokens as f64,
+                    _ => 0.0,
+                };
+                bar.set(share, message);
+            }
+            bar.tick(elapsed);
+        })?;
+        drop(bar);
+        let said = || child::last_lines(&log, 1);
+        let reason = match finished.end {
+            End::Interrupted => return Ok(Step::Interrupted),
+            End::TimedOut => {
+                let reason = format!("stopped at the hard limit of {} s", budget.hard_limit_seconds);
+                return Ok(Step::Failed(Status::Timeout, reason));
+            }
+            End::Exited(0) => match read_summary(&folder.join("summary.json")) {
+                Ok(summary) if summary.status == "terminated" => "ended early by a signal from outside".into(),
+                Ok(_) if !self.layout.artifact(number).is_file() => "left no artifact".into(),
+                Ok(summary) => {
+                    return Ok(Step::Next(Trained {
+                        experiment: number,
+                        train_s: summary.training_seconds,
+                        wall_s: finished.elapsed.as_secs_f64(),
+                        steps: summary.num_steps,
+                        tokens: summary.tokens,
+                        memory: finished.memory,
+                    }));
+                }
+                Err(e) => format!("left no summary: {e:#}"),
+            },
+            End::Exited(DIVERGED) => format!("diverged: {}", said()),
+            End::Exited(code) => format!("trainer failed with code {code}: {}", said()),
+            End::Killed(9) => "trainer was killed, probably for want of memory".into(),
+            End::Killed(signal) => format!("trainer was killed by signal {signal}"),
+        };
+        Ok(Step::Failed(Status::Crash, reason))
+    }
+}
+
+fn read_summary(path: &Path) -> Result<Summary> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+}
+
+/// The columns of `train.tsv` that the bar shows.
+#[derive(Debug, PartialEq)]
+struct LastStep {
+    step: u64,
+    train_loss: f64,
+    time_s: f64,
+    tokens_per_s: f64,
+}
+
+/// The last whole line of the log; only its end is read.
+fn last_step(path: &Path) -> Option<LastStep> {
+    let mut file = File::open(path).ok()?;
+    let mut header = vec![0; 512];
+    let read = file.read(&mut header).ok()?;
+    let header = String::from_utf8_lossy(&header[..read]).into_owned();
+    let end = file.seek(SeekFrom::End(0)).ok()?;
+    file.seek(SeekFrom::Start(end.saturating_sub(2048))).ok()?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail).ok()?;
+    let tail = String::from_utf8_lossy(&tail);
+    let line = tail[..tail.rfind('\n')?].lines().last()?;
+    let column = |name: &str| {
+        let index = header.lines().next()?.split('\t').position(|column| column == name)?;
+        line.split('\t').nth(index)?.parse::<f64>().ok()
+    };
+    Some(LastStep {
+        step: column("step")? as u64,
+        train_loss: column("train_loss")?,
+        time_s: column("time_s")?,
+        tokens_per_s: column("tokens_per_s").unwrap_or(0.0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_whole_line_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train.tsv");
+        assert_eq!(last_step(&path), None);
+        std::fs::write(&path, "step\ttrain_loss\ttime_s\ttokens_per_s\n").unwrap();
+        assert_eq!(last_step(&path), None);
+        std::fs::write(&path, "step\ttrain_loss\ttime_s\ttokens_per_s\n1\t5.5\t0.1\t90\n2\t5.25\t0.2\t100\n3\t5")
+            .unwrap();
+        let expected = LastStep { step: 2, train_loss: 5.25, time_s: 0.2, tokens_per_s: 100.0 };
+        assert_eq!(last_step(&path), Some(expected));
+    }
+}

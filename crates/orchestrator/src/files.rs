@@ -1,0 +1,66 @@
+//! Files that must be there as a whole or not at all, and hashes of them.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+/// Replaces a file as a whole: a temporary file beside it, synced, then renamed, then the folder synced.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let mut file = File::create(&temporary)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_folder(path)
+}
+
+/// Copies a file as a whole, mode included, and returns the sha256 of what was copied.
+///
+/// # Errors
+/// When the source cannot be read or the target cannot be written.
+pub fn copy(from: &Path, to: &Path) -> io::Result<String> {
+    let mut name = to.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let temporary = to.with_file_name(name);
+    fs::copy(from, &temporary)?;
+    File::open(&temporary)?.sync_all()?;
+    let hash = sha256(&temporary)?;
+    fs::rename(&temporary, to)?;
+    sync_folder(to)?;
+    Ok(hash)
+}
+
+/// sha256 of a file, lower-case hex, read in pieces.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn sha256(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Makes a new name in a folder durable.
+///
+/// # Errors
+/// When the folder cannot be opened.
+pub fn sync_folder(of: &Path) -> io::Result<()> {
+    match of.parent().filter(|p| !p.as_os_str().is_empty()) {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,114 @@
+//! The table that `results` prints, one line of it, and the figures below it.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::{description, short};
+use crate::layout::Layout;
+use crate::ledger::{Evaluation, Row, State, Status};
+
+/// One experiment in one line, as `run` prints it.
+pub fn line(row: &Row) -> String {
+    let figures = match (&row.evaluation, row.gain) {
+        (Some(evaluation), Some(gain)) => format!("{:>14.6} {gain:>+10.6}", evaluation.eval_ppl),
+        _ => format!("{:>14} {:>10}", "-", "-"),
+    };
+    let memory = row.trained.as_ref().map_or(0.0, |t| t.memory as f64 / f64::from(1 << 30));
+    let seconds = row.trained.as_ref().map_or(0.0, |t| t.train_s);
+    format!(
+        "{:>4} {} {:<7} {figures} {memory:>5.1} {seconds:>6.0} {:<8} {}",
+        row.experiment,
+        short(&row.commit),
+        row.status.name(),
+        row.agent,
+        description(row)
+    )
+}
+
+const HEADER: &str = "   # commit  status        eval_ppl       gain  GB     sec    agent    description";
+
+/// The whole table.
+pub fn print(state: &State) -> String {
+    let mut text = format!("{HEADER}\n");
+    for row in &state.rows {
+        let _ = writeln!(text, "{}", line(row));
+    }
+    for line in summary(state) {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+/// What the search found: baseline, best and floor on `select`, and on `report` where that was measured.
+pub fn summary(state: &State) -> Vec<String> {
+    let mut lines = Vec::new();
+    let (Some(baseline), Some(best)) = (state.baseline(), state.incumbent()) else { return lines };
+    let of = |status| state.rows.iter().filter(|row| row.status == status).count();
+    lines.push(format!(
+        "{} experiments: {} kept, {} discarded, {} crashed, {} timed out, {} invalid",
+        state.rows.len(),
+        of(Status::Keep),
+        of(Status::Discard),
+        of(Status::Crash),
+        of(Status::Timeout),
+        of(Status::Invalid),
+    ));
+    if let (Some(first), Some(now)) = (&baseline.evaluation, &best.evaluation) {
+        lines.push(figures("select", first, best, now, state.floor.as_ref()));
+    }
+    let reported = |row: &Row| state.reported.get(&Some(row.experiment));
+    if let (Some(first), Some(now)) = (reported(baseline), reported(best)) {
+        lines.push(figures("report", first, best, now, state.reported.get(&None)));
+    }
+    lines
+}
+
+fn figures(part: &str, baseline: &Evaluation, best: &Row, now: &Evaluation, floor: Option<&Evaluation>) -> String {
+    let change = (now.eval_ppl / baseline.eval_ppl - 1.0) * 100.0;
+    let floor = floor.map_or_else(String::new, |f| format!("; full precision {:.6}", f.eval_ppl));
+    format!(
+        "{part}: baseline ppl {:.6}, best {:.6} (#{} {}, {change:+.2} %, {:+.6} nats gained){floor}",
+        baseline.eval_ppl,
+        now.eval_ppl,
+        best.experiment,
+        short(&best.commit),
+        baseline.eval_loss - now.eval_loss,
+    )
+}
+
+/// What `results --json` prints.
+#[derive(Debug, Serialize)]
+pub struct Document<'a> {
+    /// Campaign of the search.
+    campaign: &'a str,
+    /// Its tag.
+    tag: &'a str,
+    /// Its rows, oldest first.
+    experiments: &'a [Row],
+    /// The full-precision parent on `select`.
+    floor: Option<&'a Evaluation>,
+    /// Final figures on `report`.
+    report: Vec<Final<'a>>,
+}
+
+/// A final figure; the full-precision parent has no experiment.
+#[derive(Debug, Serialize)]
+struct Final<'a> {
+    experiment: Option<u64>,
+    evaluation: &'a Evaluation,
+}
+
+impl<'a> Document<'a> {
+    /// The view of a state.
+    pub fn of(layout: &'a Layout, state: &'a State) -> Self {
+        let report = state.reported.iter().map(|(&experiment, evaluation)| Final { experiment, evaluation });
+        Self {
+            campaign: &layout.name,
+            tag: &layout.tag,
+            experiments: &state.rows,
+            floor: state.floor.as_ref(),
+            report: report.collect(),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What is in results.tsv, to the letter.
+
+use std::fs;
+
+use corpus::Part;
+
+use super::*;
+use crate::ledger::{Evaluation, Trained};
+
+fn row(experiment: u64, status: Status) -> Row {
+    let measured = matches!(status, Status::Keep | Status::Discard);
+    Row {
+        experiment,
+        commit: format!("{experiment:040x}"),
+        parent: (experiment > 1).then(|| "abcdef0123".into()),
+        status,
+        reason: (!measured).then(|| "diverged:\tloss NaN".into()),
+        description: "learning_rate = 0.001".into(),
+        agent: "search".into(),
+        seed: 7,
+        gain: measured.then_some(0.0125),
+        evaluation: measured.then_some(Evaluation {
+            part: Part::Select,
+            eval_loss: 3.0,
+            eval_ppl: 20.085_536_92,
+            eval_bpb: 1.234_567_8,
+            tokens: 1000,
+            bits_per_weight: 1.85,
+            shares: [0.3, 0.4, 0.3],
+            seconds: 1.0,
+        }),
+        trained: measured.then_some(Trained {
+            experiment,
+            train_s: 60.04,
+            wall_s: 66.0,
+            steps: 500,
+            tokens: 1_000_000,
+            memory: 1_288_490_189,
+        }),
+        finished_at: format!("2026-01-01T00:00:{experiment:02}Z"),
+    }
+}
+
+#[test]
+fn columns_and_formats() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.tsv");
+    write(&path, "t", &[row(1, Status::Keep), row(2, Status::Crash)]).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "commit\teval_ppl\tmemory_gb\tstatus\tdescription\texperiment\tcampaign\tparent\tagent\tgain\teval_bpb\t\
+             bits_per_weight\ttrain_s\tsteps\ttokens\tq_neg1\tq_zero\tq_pos1\tseed\tfinished_at",
+            "0000000\t20.085537\t1.2\tkeep\tlearning_rate = 0.001\t1\tt\t\tsearch\t0.012500\t1.234568\t1.8500\t60.0\t\
+             500\t1000000\t0.300000\t0.400000\t0.300000\t7\t2026-01-01T00:00:01Z",
+            "0000000\t0.000000\t0.0\tcrash\tlearning_rate = 0.001 (diverged: loss NaN)\t2\tt\tabcdef0\tsearch\t\t\t\t\t\
+             \t\t\t\t\t7\t2026-01-01T00:00:02Z",
+        ]
+    );
+}
+
+#[test]
+fn rows_of_a_search_are_rebuilt_and_others_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.tsv");
+    write(&path, "a", &[row(2, Status::Keep)]).unwrap();
+    write(&path, "b", &[row(1, Status::Keep), row(3, Status::Discard)]).unwrap();
+    let tags = |path: &Path| -> Vec<(String, String)> {
+        let records = read(path).unwrap();
+        records.iter().map(|r| (r[CAMPAIGN].to_owned(), r[5].to_owned())).collect()
+    };
+    let pair = |tag: &str, n: &str| (tag.to_owned(), n.to_owned());
+    assert_eq!(tags(&path), [pair("b", "1"), pair("a", "2"), pair("b", "3")]);
+    write(&path, "b", &[row(1, Status::Keep)]).unwrap();
+    assert_eq!(tags(&path), [pair("b", "1"), pair("a", "2")]);
+    assert!(has_tag(dir.path(), "a").unwrap() && !has_tag(dir.path(), "c").unwrap());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn another_table_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.tsv");
+    let mine = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nabc\t1\t1\tkeep\tx\n";
+    fs::write(&path, mine).unwrap();
+    let error = write(&path, "a", &[row(1, Status::Keep)]).unwrap_err().to_string();
+    assert!(error.contains("other columns"), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), mine);
+}

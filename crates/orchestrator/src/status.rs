@@ -1,0 +1,128 @@
+//! What a search is doing and what it has found, read from its journal alone: it may be running or not.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde::Serialize;
+
+use crate::clock;
+use crate::error::Failure;
+use crate::journal;
+use crate::layout::{self, Layout};
+use crate::ledger::{Evaluation, Row, State};
+use crate::results;
+use crate::search;
+
+/// What `status --json` prints.
+#[derive(Debug, Serialize)]
+pub struct Status<'a> {
+    /// Campaign and tag.
+    pub campaign: &'a str,
+    /// Tag of the search.
+    pub tag: &'a str,
+    /// Whether an orchestrator works on it now.
+    pub running: bool,
+    /// When it started, UTC.
+    pub started_at: &'a str,
+    /// Why it stopped, when it did so in good order.
+    pub stopped: Option<&'a str>,
+    /// Rows.
+    pub experiments: usize,
+    /// Rows that were kept, the baseline included.
+    pub kept: usize,
+    /// The experiment that is not over.
+    pub in_flight: Option<InFlight<'a>>,
+    /// The first row.
+    pub baseline: Option<&'a Row>,
+    /// The best row.
+    pub best: Option<&'a Row>,
+    /// The full-precision parent on `select`.
+    pub floor: Option<&'a Evaluation>,
+    /// Final figures of the baseline.
+    pub baseline_report: Option<&'a Evaluation>,
+    /// Final figures of the best.
+    pub best_report: Option<&'a Evaluation>,
+}
+
+/// The experiment that is not over.
+#[derive(Debug, Serialize)]
+pub struct InFlight<'a> {
+    /// Its number.
+    pub experiment: u64,
+    /// building, training, evaluating or deciding; of a search that does not run, what it goes on with.
+    pub stage: &'static str,
+    /// Seconds in that stage.
+    pub elapsed_s: f64,
+    /// What it changes.
+    pub description: &'a str,
+}
+
+impl<'a> Status<'a> {
+    /// The view of a state.
+    pub fn of(layout: &'a Layout, state: &'a State) -> Self {
+        let reported = |row: Option<&Row>| row.and_then(|row| state.reported.get(&Some(row.experiment)));
+        Self {
+            campaign: &layout.name,
+            tag: &layout.tag,
+            running: search::is_running(layout),
+            started_at: &state.started_at,
+            stopped: state.stopped.as_deref(),
+            experiments: state.rows.len(),
+            kept: state.kept(),
+            in_flight: state.flight.as_ref().map(|flight| InFlight {
+                experiment: flight.proposed.experiment,
+                stage: flight.stage(),
+                elapsed_s: clock::seconds_since(&flight.since).round(),
+                description: &flight.proposed.description,
+            }),
+            baseline: state.baseline(),
+            best: state.incumbent(),
+            floor: state.floor.as_ref(),
+            baseline_report: reported(state.baseline()),
+            best_report: reported(state.incumbent()),
+        }
+    }
+
+    /// The same for people.
+    pub fn lines(&self, state: &State) -> Vec<String> {
+        let condition = match (self.running, self.stopped) {
+            (true, _) => "running".to_owned(),
+            (false, Some(why)) => format!("stopped: {why}"),
+            (false, None) => "not running; `run` goes on where it was".to_owned(),
+        };
+        let mut lines = vec![format!("{} / {}: {condition}", self.campaign, self.tag)];
+        if let Some(flight) = &self.in_flight {
+            let when = if self.running { format!("for {:.0} s", flight.elapsed_s) } else { "when it goes on".into() };
+            lines.push(format!("#{} {} {when}: {}", flight.experiment, flight.stage, flight.description));
+        }
+        lines.extend(results::summary(state));
+        if let Some(row) = state.rows.last() {
+            lines.push(format!("last: {}", results::line(row).trim_start()));
+        }
+        lines
+    }
+}
+
+/// The search that `status` and `results` mean, with its state: by tag, by campaign, else the one written to last.
+///
+/// # Errors
+/// [`Failure::NothingYet`] when there is none.
+pub fn find(root: &Path, name: Option<&str>, tag: Option<&str>) -> Result<(Layout, State), Failure> {
+    let mut searches = layout::searches(root, name);
+    searches.retain(|layout| tag.is_none_or(|tag| layout.tag == tag));
+    let Some(layout) = searches.into_iter().next() else {
+        let of = |what: &str, value: Option<&str>| value.map_or_else(String::new, |v| format!(" {what} {v}"));
+        let message = format!("no search{}{} has been run here yet", of("of campaign", name), of("with tag", tag));
+        return Err(Failure::NothingYet(message));
+    };
+    let records = journal::read(&layout.journal())?;
+    let state = State::rebuild(&records).map_err(|message| Failure::Journal { path: layout.journal(), message })?;
+    Ok((layout, state))
+}
+
+/// The compiler that cargo uses in a folder, as it names itself.
+pub fn compiler(folder: &Path) -> String {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let said = Command::new(rustc).arg("--version").current_dir(folder).output();
+    said.map_or_else(|_| "unknown".into(), |out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}

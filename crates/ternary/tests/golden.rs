@@ -1,0 +1,188 @@
+//! Quantizers and losses against what the methods' own published code returns (`golden/quantizers.json`, whose `doc`
+//! says how the inputs are made).
+
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+use ternary::Grouping;
+use ternary::activation;
+use ternary::loss::{Teacher, objective};
+use ternary::quantize::{Scale, quantize, soft, weight_quant};
+use ternary::weight::learned_scale_gradients;
+
+#[derive(Deserialize)]
+struct Summary {
+    sum: f64,
+    abssum: f64,
+    sqsum: f64,
+    first8: Vec<f64>,
+    n: usize,
+}
+
+static GOLDEN: LazyLock<serde_json::Value> =
+    LazyLock::new(|| serde_json::from_str(include_str!("golden/quantizers.json")).expect("valid JSON"));
+
+fn golden(path: &str) -> Summary {
+    Summary::deserialize(GOLDEN.pointer(path).unwrap_or_else(|| panic!("no {path}"))).expect("a summary")
+}
+
+fn numbers(path: &str) -> Vec<f64> {
+    let value = GOLDEN.pointer(path).unwrap_or_else(|| panic!("no {path}"));
+    match value.as_f64() {
+        Some(number) => vec![number],
+        None => flat(value),
+    }
+}
+
+fn flat(value: &serde_json::Value) -> Vec<f64> {
+    match value.as_array() {
+        Some(array) => array.iter().flat_map(flat).collect(),
+        None => vec![value.as_f64().expect("a number")],
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).reshape([-1])).expect("a vector")
+}
+
+#[track_caller]
+fn close(got: &[f64], wanted: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), wanted.len());
+    for (got, wanted) in got.iter().zip(wanted) {
+        assert!((got - wanted).abs() <= tolerance, "got {got}, the source gives {wanted}");
+    }
+}
+
+/// Within `tolerance` relative to the sum of magnitudes, and of the largest of the first entries.
+#[track_caller]
+fn agrees(tensor: &Tensor, path: &str, tolerance: f64) {
+    let (got, wanted) = (values(tensor), golden(path));
+    assert_eq!(got.len(), wanted.n, "{path}");
+    let sum: f64 = got.iter().sum();
+    let abssum: f64 = got.iter().map(|v| v.abs()).sum();
+    let sqsum: f64 = got.iter().map(|v| v * v).sum();
+    close(&[sum, abssum], &[wanted.sum, wanted.abssum], tolerance * wanted.abssum);
+    close(&[sqsum], &[wanted.sqsum], 2.0 * tolerance * wanted.sqsum);
+    let largest = wanted.first8.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+    close(&got[..8], &wanted.first8, tolerance * largest);
+}
+
+#[track_caller]
+fn zeros(tensor: &Tensor, path: &str) {
+    let share = values(tensor).iter().filter(|&&v| v == 0.0).count() as f64 / tensor.numel() as f64;
+    close(&[share], &numbers(path), 1e-12);
+}
+
+fn made(rows: i64, columns: i64, f: impl Fn(i64, i64) -> f64) -> Tensor {
+    let values: Vec<f32> =
+        (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|(i, j)| f(i, j) as f32).collect();
+    Tensor::from_slice(&values).reshape([rows, columns])
+}
+
+fn w() -> Tensor {
+    made(3, 128, |i, j| {
+        let k = (37 * i + 101 * j + 7 * i * j) % 255 - 127;
+        (k * k.abs()) as f64 / 131_072.0
+    })
+}
+
+fn g() -> Tensor {
+    made(3, 128, |i, j| (((53 * i + 29 * j + 11) % 61) as f64 - 27.5) / 64.0)
+}
+
+fn x() -> Tensor {
+    made(2, 128, |t, j| ((19 * t + 43 * j + 5) % 97 - 48) as f64 / 32.0)
+}
+
+fn gy() -> Tensor {
+    made(2, 3, |t, i| ((7 * t + 3 * i + 1) % 5 - 2) as f64 / 4.0)
+}
+
+const EXACT: f64 = 2e-7;
+/// Half a unit in the last place of f16, by which a stored scale differs.
+const SNAPPED: f64 = 4.9e-4;
+
+#[test]
+fn the_fixture_is_the_sources() {
+    agrees(&w(), "/W", 1e-15);
+    agrees(&g(), "/G", 1e-15);
+}
+
+#[test]
+fn hugging_face_weights() {
+    let quantized = weight_quant(&w(), Grouping::Tensor);
+    agrees(&quantized, "/hf_weight_quant", EXACT);
+    zeros(&quantized, "/hf_weight_quant/zero");
+    // The same codes, with the scale as it is stored.
+    let stored = quantize(&w(), Grouping::Tensor, Scale::AbsMean, 0.5);
+    assert_eq!(stored.codes.to_kind(Kind::Float), quantized.sign());
+    close(&values(&stored.scales), &numbers("/hf_weight_quant/scale"), SNAPPED * 0.0415);
+}
+
+#[test]
+fn hugging_face_activations() {
+    agrees(&activation::quantize(&x(), 8), "/hf_activation_quant", EXACT);
+}
+
+/// y = x_·w_ᵀ with x_ and w_ mixed by λ; dW and dX are the straight-through gradients from the mixed operands.
+#[test]
+fn hugging_face_linear() {
+    for (lambda, case) in [(0.0, "hf_bitlinear_lam0.0"), (0.25, "hf_bitlinear_lam0.25"), (1.0, "hf_bitlinear_lam1.0")] {
+        let w = w();
+        let leaf = (&w + (weight_quant(&w, Grouping::Tensor) - &w) * lambda).set_requires_grad(true);
+        let input = x().set_requires_grad(true);
+        let y = activation::fake_quantize(&input, 8, lambda).matmul(&leaf.tr());
+        close(&values(&y), &numbers(&format!("/{case}/y")), 1e-6);
+        ternary::backward(&[&y], &[&gy()]).expect("a graph");
+        agrees(&leaf.grad(), &format!("/{case}/dw"), EXACT * 10.0);
+        agrees(&input.grad(), &format!("/{case}/dx"), EXACT * 10.0);
+    }
+}
+
+#[test]
+fn learned_scale() {
+    let alpha = w().abs().mean_dim(1, true, None);
+    close(&values(&alpha), &numbers("/lsq_ternary_meanabs/alpha"), 1e-8);
+    let (dw, dalpha) = learned_scale_gradients(&w(), &alpha, &g(), 0.5, 1.0);
+    agrees(&dw, "/lsq_ternary_meanabs/dw", EXACT);
+    close(&values(&dalpha), &numbers("/lsq_ternary_meanabs/dalpha"), 1e-6);
+    let stored = ternary::quantize::quantize_with(&w(), Grouping::Row, &alpha, 0.5).dequantize();
+    agrees(&stored, "/lsq_ternary_meanabs", SNAPPED);
+    zeros(&stored, "/lsq_ternary_meanabs/zero");
+}
+
+#[test]
+fn static_scales_in_groups_of_64() {
+    for (rule, deadzone, case) in [(Scale::AbsMean, 0.5, "static_absmean_g64"), (Scale::Twn, 0.75, "static_twn_g64")] {
+        let quantized = quantize(&w(), Grouping::Group(64), rule, deadzone).dequantize();
+        agrees(&quantized, &format!("/{case}"), SNAPPED);
+        zeros(&quantized, &format!("/{case}/zero"));
+    }
+}
+
+#[test]
+fn soft_quantizer_and_its_gradient() {
+    for (temperature, case) in [(1.0, "hestia_soft_T1.0"), (0.1, "hestia_soft_T0.1"), (0.01, "hestia_soft_T0.01")] {
+        let w = w().set_requires_grad(true);
+        let soft = soft(&w, Grouping::Tensor, Scale::AbsMean, 0.5, temperature);
+        agrees(&soft, &format!("/{case}"), 1e-6);
+        ternary::backward(&[&soft], &[&g()]).expect("a graph");
+        agrees(&w.grad(), &format!("/{case}/dw"), 1e-5);
+    }
+}
+
+/// Two rows of 32 logits; an identity head makes hidden states of logits.
+#[test]
+fn distillation() {
+    let student = x().narrow(1, 0, 32).contiguous().set_requires_grad(true);
+    let teacher = x().narrow(1, 32, 32).contiguous();
+    let identity = Tensor::eye(32, (Kind::Float, tch::Device::Cpu));
+    let targets = Tensor::from_slice(&[3i64, 7]);
+    for (temperature, case) in [(1.0, "kd_T1.0"), (5.0, "kd_T5.0")] {
+        let teacher = Teacher { hidden: &teacher, head: &identity, weight: 1.0, temperature };
+        let objective = objective(&student, &identity, &targets, Some(teacher));
+        close(&values(&objective.loss), &numbers(&format!("/{case}/loss")), 3e-6);
+        agrees(objective.hidden_gradient(), &format!("/{case}/ds"), 1e-6);
+    }
+}

@@ -1,0 +1,333 @@
+//! Reader of GGUF files (versions 2 and 3, little endian): metadata and tensor data, nothing executed or trusted.
+//!
+//! Every length in the file is checked against what is left of the file before anything is allocated for it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::dequant::GgmlType;
+
+/// Why a GGUF file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufError {
+    /// The file could not be opened or mapped.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file does not follow the format.
+    #[error("not a valid GGUF file: {0}; fetch it again, or convert the model again")]
+    Malformed(String),
+    /// A metadata key that is needed is missing or has another type.
+    #[error("the GGUF file has no usable `{0}`; convert the model again with a current converter")]
+    Key(String),
+    /// A tensor that is needed is missing.
+    #[error("the GGUF file has no tensor `{0}`; only whole models can be loaded")]
+    MissingTensor(String),
+    /// A tensor has a type that is not decoded here.
+    #[error(
+        "tensor `{name}` has ggml type {id}, which is not supported; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, \
+         Q4_K or Q6_K"
+    )]
+    UnsupportedType {
+        /// Tensor.
+        name: String,
+        /// ggml's number of the type.
+        id: u32,
+    },
+}
+
+/// A metadata value. Integers are widened; arrays hold scalars only.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Any integer type.
+    Int(i128),
+    /// f32 or f64.
+    Float(f64),
+    /// bool.
+    Bool(bool),
+    /// UTF-8 string.
+    Text(String),
+    /// Array of scalars of one type.
+    Array(Vec<Value>),
+}
+
+/// Where a tensor's data is.
+#[derive(Debug, Clone)]
+pub struct TensorInfo {
+    /// Row-major shape: `[rows, columns]`, the reverse of the order in the file.
+    pub shape: Vec<usize>,
+    /// ggml's number of the element type.
+    pub type_id: u32,
+    /// Start, from the beginning of the file.
+    start: usize,
+}
+
+impl TensorInfo {
+    /// Number of values.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// An opened GGUF file. Tensor data stays in the file until it is asked for.
+#[derive(Debug)]
+pub struct Gguf {
+    map: Mmap,
+    metadata: BTreeMap<String, Value>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// Dimensions a tensor may have (ggml's `GGML_MAX_DIMS`).
+const MAX_DIMENSIONS: u32 = 4;
+
+fn malformed(message: impl Into<String>) -> GgufError {
+    GgufError::Malformed(message.into())
+}
+
+impl Gguf {
+    /// Opens a file, reads its metadata and checks that every tensor lies inside of it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is malformed. Types that cannot be decoded are an error when they are used.
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let read = |source| GgufError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read)?;
+        // SAFETY: the map is only read; cached files are written under another name and renamed, never changed.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let (metadata, tensors) = parse(&map)?;
+        Ok(Self { map, metadata, tensors })
+    }
+
+    /// All metadata.
+    pub fn metadata(&self) -> &BTreeMap<String, Value> {
+        &self.metadata
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// When it is missing or something else.
+    pub fn text(&self, key: &str) -> Result<&str, GgufError> {
+        match self.metadata.get(key) {
+            Some(Value::Text(text)) => Ok(text),
+            _ => Err(GgufError::Key(key.into())),
+        }
+    }
+
+    /// A non-negative integer; of an array whose elements are equal (per layer), that element.
+    ///
+    /// # Errors
+    /// When it is missing or something else.
+    pub fn integer(&self, key: &str) -> Result<usize, GgufError> {
+        let value = match self.metadata.get(key) {
+            Some(Value::Array(all)) if all.windows(2).all(|w| w[0] == w[1]) => all.first(),
+            other => other,
+        };
+        match value {
+            Some(Value::Int(n)) => usize::try_from(*n).map_err(|_| GgufError::Key(key.into())),
+            _ => Err(GgufError::Key(key.into())),
+        }
+    }
+
+    /// A float.
+    ///
+    /// # Errors
+    /// When it is missing or something else.
+    pub fn float(&self, key: &str) -> Result<f64, GgufError> {
+        match self.metadata.get(key) {
+            Some(Value::Float(x)) => Ok(*x),
+            Some(Value::Int(n)) => Ok(*n as f64),
+            _ => Err(GgufError::Key(key.into())),
+        }
+    }
+
+    /// An array.
+    ///
+    /// # Errors
+    /// When it is missing or something else.
+    pub fn array(&self, key: &str) -> Result<&[Value], GgufError> {
+        match self.metadata.get(key) {
+            Some(Value::Array(all)) => Ok(all),
+            _ => Err(GgufError::Key(key.into())),
+        }
+    }
+
+    /// A tensor's place.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn info(&self, name: &str) -> Result<&TensorInfo, GgufError> {
+        self.tensors.get(name).ok_or_else(|| GgufError::MissingTensor(name.into()))
+    }
+
+    /// A tensor's values, row-major.
+    ///
+    /// # Errors
+    /// When there is none of this name, or its type cannot be decoded.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>, GgufError> {
+        let info = self.info(name)?;
+        let kind = GgmlType::from_id(info.type_id)
+            .ok_or_else(|| GgufError::UnsupportedType { name: name.into(), id: info.type_id })?;
+        let row = info.shape.last().copied().unwrap_or(1);
+        let data = kind
+            .bytes(row)
+            .and_then(|_| kind.bytes(info.elements()))
+            .and_then(|bytes| self.map.get(info.start..info.start.checked_add(bytes)?))
+            .ok_or_else(|| malformed(format!("tensor `{name}` does not fit into the file")))?;
+        Ok(kind.dequantize(data))
+    }
+}
+
+type Parsed = (BTreeMap<String, Value>, BTreeMap<String, TensorInfo>);
+
+fn parse(bytes: &[u8]) -> Result<Parsed, GgufError> {
+    let mut cursor = Cursor { bytes, at: 0 };
+    if cursor.take(4)? != b"GGUF" {
+        return Err(malformed("it does not start with GGUF"));
+    }
+    let version = cursor.u32()?;
+    if !(2..=3).contains(&version) {
+        return Err(malformed(format!("version {version} is not 2 or 3")));
+    }
+    let tensor_count = cursor.u64()?;
+    let key_count = cursor.u64()?;
+
+    let mut metadata = BTreeMap::new();
+    for _ in 0..key_count {
+        let key = cursor.text()?;
+        let kind = cursor.u32()?;
+        let value = cursor.value(kind, true)?;
+        if metadata.insert(key.clone(), value).is_some() {
+            return Err(malformed(format!("key `{key}` is there twice")));
+        }
+    }
+
+    let mut tensors = BTreeMap::new();
+    for _ in 0..tensor_count {
+        let name = cursor.text()?;
+        let dimensions = cursor.u32()?;
+        if dimensions > MAX_DIMENSIONS {
+            return Err(malformed(format!("tensor `{name}` has {dimensions} dimensions")));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..dimensions {
+            shape.push(cursor.size()?);
+        }
+        shape.reverse();
+        if shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).is_none() {
+            return Err(malformed(format!("the shape of tensor `{name}` overflows")));
+        }
+        let type_id = cursor.u32()?;
+        let start = cursor.size()?;
+        if tensors.insert(name.clone(), TensorInfo { shape, type_id, start }).is_some() {
+            return Err(malformed(format!("tensor `{name}` is there twice")));
+        }
+    }
+
+    let alignment = match metadata.get("general.alignment") {
+        None => 32,
+        Some(Value::Int(n)) if (1..=65536).contains(n) => *n as usize,
+        Some(_) => return Err(malformed("general.alignment is no sensible number")),
+    };
+    let data = cursor.at.next_multiple_of(alignment);
+    for (name, info) in &mut tensors {
+        info.start = info
+            .start
+            .checked_add(data)
+            .ok_or_else(|| malformed(format!("the offset of tensor `{name}` overflows")))?;
+        let fits = match GgmlType::from_id(info.type_id) {
+            Some(kind) => kind
+                .bytes(info.elements())
+                .and_then(|size| size.checked_add(info.start))
+                .is_some_and(|end| end <= bytes.len()),
+            None => info.start <= bytes.len(),
+        };
+        if !fits {
+            return Err(malformed(format!("tensor `{name}` does not fit into the file")));
+        }
+    }
+    Ok((metadata, tensors))
+}
+
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], GgufError> {
+        let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len());
+        let end = end.ok_or_else(|| malformed("it ends too early"))?;
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    fn u32(&mut self) -> Result<u32, GgufError> {
+        Ok(u32::from_le_bytes(self.fixed()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, GgufError> {
+        Ok(u64::from_le_bytes(self.fixed()?))
+    }
+
+    fn size(&mut self) -> Result<usize, GgufError> {
+        usize::try_from(self.u64()?).map_err(|_| malformed("a size does not fit this machine"))
+    }
+
+    fn text(&mut self) -> Result<String, GgufError> {
+        let length = self.size()?;
+        let bytes = self.take(length)?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| malformed("a string is not UTF-8"))
+    }
+
+    fn value(&mut self, kind: u32, arrays: bool) -> Result<Value, GgufError> {
+        Ok(match kind {
+            0 => Value::Int(self.fixed::<1>()?[0].into()),
+            1 => Value::Int(i8::from_le_bytes(self.fixed()?).into()),
+            2 => Value::Int(u16::from_le_bytes(self.fixed()?).into()),
+            3 => Value::Int(i16::from_le_bytes(self.fixed()?).into()),
+            4 => Value::Int(self.u32()?.into()),
+            5 => Value::Int(i32::from_le_bytes(self.fixed()?).into()),
+            6 => Value::Float(f32::from_le_bytes(self.fixed()?).into()),
+            7 => Value::Bool(self.fixed::<1>()?[0] != 0),
+            8 => Value::Text(self.text()?),
+            9 if arrays => {
+                let kind = self.u32()?;
+                let length = self.size()?;
+                // The smallest element is a byte, so a longer array cannot be in the file.
+                if length > self.bytes.len() - self.at {
+                    return Err(malformed("an array is longer than the file"));
+                }
+                let mut all = Vec::new();
+                for _ in 0..length {
+                    all.push(self.value(kind, false)?);
+                }
+                Value::Array(all)
+            }
+            10 => Value::Int(self.u64()?.into()),
+            11 => Value::Int(i64::from_le_bytes(self.fixed()?).into()),
+            12 => Value::Float(f64::from_le_bytes(self.fixed()?)),
+            other => return Err(malformed(format!("metadata of type {other}"))),
+        })
+    }
+}

@@ -1,0 +1,274 @@
+//! `prepare` as a process on local files: a tokenizer trained on them, parts without a document in common, and runs
+//! that repeat exactly and skip what is done.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use corpus::{Corpus, Part};
+use serde_json::Value;
+
+struct Run {
+    ok: bool,
+    json: Value,
+    errors: String,
+}
+
+fn prepare(folder: &Path, data: &str) -> Run {
+    let output = Command::new(env!("CARGO_BIN_EXE_prepare"))
+        .args(["--json", "--campaign"])
+        .arg(folder.join("campaign.toml"))
+        .arg("--data")
+        .arg(folder.join(data))
+        .arg("--cache")
+        .arg(folder.join("cache"))
+        .env("HF_HOME", folder.join("hf"))
+        .output()
+        .unwrap();
+    Run {
+        ok: output.status.success(),
+        json: serde_json::from_slice(&output.stdout).unwrap_or_default(),
+        errors: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Documents of distinct words, so that none shares 13 words with another.
+fn document(i: usize) -> String {
+    (0..40).map(|j| format!("w{i}x{j}")).collect::<Vec<_>>().join(" ")
+}
+
+fn campaign(folder: &Path, data: &str, sources: &str) {
+    let text = format!(
+        r#"description = "test"
+[model]
+train_tokenizer = 300
+[model.scratch]
+architecture = "llama"
+vocab_size = 300
+hidden_size = 64
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+head_dim = 32
+rope_theta = 10000.0
+rms_norm_eps = 1e-6
+tie_word_embeddings = true
+max_position_embeddings = 256
+[data]
+seed = 5
+{data}
+{sources}
+[budget]
+seconds = 1.0
+hard_limit_seconds = 60.0
+[evaluation]
+window = 16
+[constraints]
+max_bits_per_weight = 2.0
+groupings = [64]
+train_unquantized = true
+"#
+    );
+    fs::write(folder.join("campaign.toml"), text).unwrap();
+}
+
+fn source(path: &Path, format: &str, parts: &str) -> String {
+    format!(
+        "[[data.text]]\nformat = {format}\nparts = {parts}\n[data.text.source]\nfrom = \"file:{}\"\nsha256 = \"any\"\n",
+        path.display()
+    )
+}
+
+fn lines(folder: &Path, name: &str, documents: impl Iterator<Item = String>) -> std::path::PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, documents.collect::<Vec<_>>().join("\n")).unwrap();
+    path
+}
+
+/// Decoded documents of a part.
+fn documents(data: &Path, part: Part) -> Vec<String> {
+    let corpus = Corpus::open(&data.join("text")).unwrap();
+    let tokens = corpus.part(part).unwrap();
+    tokens.verify().unwrap();
+    let mut ids = vec![0i64; tokens.len() as usize];
+    tokens.copy(0, &mut ids);
+    let json = fs::read_to_string(data.join("tokenizer.json")).unwrap();
+    let tokenizer = prepare::tokenizer::parse(&json).unwrap();
+    let end = i64::from(corpus.manifest().end_token);
+    assert_eq!(ids.last(), Some(&end), "each document is followed by the end token");
+    ids.split(|&id| id == end)
+        .filter(|document| !document.is_empty())
+        .map(|document| {
+            let ids: Vec<u32> = document.iter().map(|&id| id as u32).collect();
+            tokenizer.decode(&ids, false).unwrap()
+        })
+        .collect()
+}
+
+const SPLIT: &str = "{ train = 0.7, dev = 0.1, select = 0.1, report = 0.1 }";
+
+#[test]
+fn every_document_is_in_one_part_once_and_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    // 300 documents, 50 of them twice; a second source repeats 30 of them for training.
+    let first = lines(folder, "a.txt", (0..300).chain(0..50).map(document));
+    let second = lines(folder, "b.txt", (0..30).chain(300..310).map(document));
+    let sources = source(&first, r#"{ separator = "\n" }"#, SPLIT)
+        + &source(&second, r#"{ separator = "\n" }"#, "{ train = 1.0 }");
+    campaign(folder, "", &sources);
+    let run = prepare(folder, "data");
+    assert!(run.ok, "{}", run.errors);
+    assert_eq!(run.json["duplicates"], 80);
+
+    let data = folder.join("data");
+    let mut all = Vec::new();
+    for part in Part::ALL {
+        let found = documents(&data, part);
+        let info = Corpus::open(&data.join("text")).unwrap().manifest().parts[&part].clone();
+        assert_eq!(info.documents, found.len() as u64);
+        assert_eq!(info.bytes, found.iter().map(|d| d.len() as u64).sum::<u64>());
+        assert!(!found.is_empty(), "{part}");
+        all.extend(found);
+    }
+    let unique: BTreeSet<String> = all.iter().cloned().collect();
+    assert_eq!(unique.len(), all.len(), "no document twice");
+    assert_eq!(unique, (0..310).map(document).collect(), "none lost, none cut");
+
+    let train = documents(&data, Part::Train);
+    let mut sorted = train.clone();
+    sorted.sort_by_key(|d| (0..310).position(|i| document(i) == *d));
+    assert_ne!(train, sorted, "shuffled");
+
+    // The same again elsewhere is the same to the byte, and a second run changes nothing.
+    let again = prepare(folder, "other");
+    assert!(again.ok && again.json["text"] == run.json["text"]);
+    let rerun = prepare(folder, "data");
+    assert_eq!(rerun.json["made"], serde_json::json!({"text": false, "tokenizer": false}));
+
+    // Another seed is another split.
+    let text = fs::read_to_string(folder.join("campaign.toml")).unwrap();
+    fs::write(folder.join("campaign.toml"), text.replace("seed = 5", "seed = 6")).unwrap();
+    let reseeded = prepare(folder, "data");
+    assert!(reseeded.ok && reseeded.json["made"]["text"] == true);
+    assert_ne!(documents(&data, Part::Train), train);
+}
+
+#[test]
+fn training_documents_that_share_text_with_measured_ones_are_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let measured = lines(folder, "measured.txt", (0..60).map(document));
+    // Ten training documents quote fifteen words of a measured one, ten others only ten words.
+    let quote = |i: usize, words: usize| {
+        let quoted: Vec<String> = document(i).split(' ').take(words).map(str::to_uppercase).collect();
+        format!("{} -- {}", document(1000 + i), quoted.join(", "))
+    };
+    let training = lines(
+        folder,
+        "training.txt",
+        (0..10).map(|i| quote(i, 15)).chain((10..20).map(|i| quote(i, 10))).chain((100..200).map(document)),
+    );
+    let sources = source(&measured, r#"{ separator = "\n" }"#, "{ dev = 0.3, select = 0.3, report = 0.4 }")
+        + &source(&training, r#"{ separator = "\n" }"#, "{ train = 1.0 }");
+    campaign(folder, "", &sources);
+    let run = prepare(folder, "data");
+    assert!(run.ok, "{}", run.errors);
+    assert_eq!(run.json["text"]["sources"][1]["contaminated"], 10);
+    assert_eq!(run.json["text"]["parts"]["train"]["documents"], 110);
+
+    campaign(folder, "decontaminate = false", &sources);
+    let run = prepare(folder, "data");
+    assert_eq!(run.json["text"]["parts"]["train"]["documents"], 120);
+}
+
+#[test]
+fn training_text_stops_at_the_asked_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let first = lines(folder, "a.txt", (0..2000).map(document));
+    let second = lines(folder, "b.txt", (5000..7000).map(document));
+    let sources = source(&first, r#"{ separator = "\n" }"#, SPLIT)
+        + &source(&second, r#"{ separator = "\n" }"#, "{ train = 1.0 }");
+    campaign(folder, "max_train_tokens = 10_000", &sources);
+    let run = prepare(folder, "data");
+    assert!(run.ok, "{}", run.errors);
+    let tokens = run.json["text"]["parts"]["train"]["tokens"].as_u64().unwrap();
+    assert!((10_000..10_400).contains(&tokens), "{tokens}: whole documents, the last one crosses the count");
+    // Both sources take turns, and neither is read to its end.
+    for source in [0, 1] {
+        let read = run.json["text"]["sources"][source]["documents"].as_u64().unwrap();
+        assert!((50..1000).contains(&read), "source {source}: {read}");
+    }
+}
+
+#[test]
+fn formats_give_their_documents() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |name: &str, bytes: &[u8], format: &campaign::TextFormat| -> Vec<String> {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        prepare::documents::read(&path, format).unwrap().map(Result::unwrap).collect()
+    };
+    use campaign::{RequestText, TextFormat};
+    let wiki =
+        "<doc id=\"1\" title=\"A\">\nA\n\nText of A.\n\n</doc>\n<doc id=\"2\">\n\n</doc>\n<doc id=\"3\">\nB\n</doc>\n";
+    assert_eq!(read("w", wiki.as_bytes(), &TextFormat::WikiDocs), ["A\n\nText of A.", "B"]);
+    let separator = TextFormat::Separator("<|end|>".into());
+    assert_eq!(read("s", b"one|>\n<|end|>\ntwo<|end|><|end|>three", &separator), ["one|>", "two", "three"]);
+    let json = "{\"a\":{\"b\":\"x\\ny\"}}\n\n{\"a\":{\"b\":\"z\"}}\n";
+    let field = TextFormat::JsonLines("a.b".into());
+    assert_eq!(read("j", json.as_bytes(), &field), ["x\ny", "z"]);
+    let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut zipped, json.as_bytes()).unwrap();
+    assert_eq!(read("j.gz", &zipped.finish().unwrap(), &field), ["x\ny", "z"]);
+    let raw = " \n = First = \n \n Text . \n = = Section = = \n More . \n = Second = \n End . \n";
+    assert_eq!(
+        read("r", raw.as_bytes(), &TextFormat::WikiText),
+        ["= First = \n \n Text . \n = = Section = = \n More .", "= Second = \n End ."]
+    );
+    assert_eq!(read("h", b"all\nof it\n", &TextFormat::Whole), ["all\nof it"]);
+    let item = |id: u64, gold: usize| {
+        format!(
+            "{{\"doc_id\":{id},\"doc\":{{\"query\":\"He ran\\nQuestion: why?\",\"choices\":[\", fast.\",\"away.\"],\"gold\":{gold}}}}}\n"
+        )
+    };
+    let requests = item(0, 0) + &item(0, 0) + &item(1, 1) + &item(1_000_000, 0);
+    assert_eq!(
+        read("q", requests.as_bytes(), &TextFormat::Requests(RequestText::Gold)),
+        ["He ran\nQuestion: why?, fast.", "He ran\nQuestion: why? away."]
+    );
+    assert_eq!(read("p", requests.as_bytes(), &TextFormat::Requests(RequestText::Passage)), ["He ran"]);
+
+    let path = folder.path().join("bad");
+    fs::write(&path, b"good\n\xff\xfe\n").unwrap();
+    let lines = TextFormat::Separator("\n".into());
+    let results: Vec<_> = prepare::documents::read(&path, &lines).unwrap().collect();
+    assert!(results[0].is_ok() && format!("{:#}", results[1].as_ref().unwrap_err()).contains("UTF-8"));
+    assert_eq!(results.len(), 2);
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let text = lines(folder, "a.txt", (0..100).map(document));
+    let good = source(&text, r#"{ separator = "\n" }"#, SPLIT);
+    let cases: HashMap<&str, (String, &str)> = HashMap::from([
+        ("missing file", (good.replace("a.txt", "none.txt"), "put it there or correct campaign.toml")),
+        ("wrong hash", (good.replace("\"any\"", &format!("\"{}\"", "0".repeat(64))), "campaign.toml says 0000")),
+        ("empty part", (good.replace("0.7", "0.7999").replace("select = 0.1", "select = 0.0001"), "select")),
+        ("no field", (good.replace("separator = \"\\n\"", "json-lines = \"text\""), "not JSON")),
+    ]);
+    for (what, (sources, expected)) in cases {
+        campaign(folder, "", &sources);
+        let run = prepare(folder, "data");
+        assert!(!run.ok && run.errors.contains(expected), "{what}: {}", run.errors);
+        assert!(!folder.join("data/prepared.json").exists(), "{what}");
+    }
+    campaign(folder, "", &good);
+    assert!(prepare(folder, "data").ok, "running again goes on");
+    assert!(folder.join("data/prepared.json").exists());
+}
