@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use artifact::config::RopeScaling;
@@ -243,23 +243,4 @@ impl View for MappedTensor<'_> {
     fn data_len(&self) -> usize {
         self.data.len()
     }
-}
-
-/// Paths of a local checkpoint folder's weights.
-///
-/// # Errors
-/// When the folder has no safetensors weights.
-pub fn local_weights(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut names = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
-        names.insert(entry?.file_name().to_string_lossy().into_owned());
-    }
-    Ok(match weight_layout(&names)? {
-        Layout::Single => vec![folder.join(SINGLE)],
-        Layout::Sharded => {
-            let index = folder.join(INDEX);
-            let text = std::fs::read_to_string(&index).with_context(|| format!("cannot read {}", index.display()))?;
-            shards(&text)?.into_iter().map(|name| folder.join(name)).collect()
-        }
-    })
 }

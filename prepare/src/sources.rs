@@ -48,7 +48,7 @@ enum Place {
     /// A single local file.
     File { path: PathBuf, sha256: String },
     /// A repository of the Hub.
-    Hub(HubRepo),
+    Hub(Box<HubRepo>),
 }
 
 impl Fetcher {
@@ -75,7 +75,7 @@ impl Fetcher {
                 let dataset = scheme == "hf-dataset";
                 let repo = HubRepo::open(rest, dataset, source.revision.as_deref(), self)?;
                 let names = repo.names.clone();
-                (Place::Hub(repo), names)
+                (Place::Hub(Box::new(repo)), names)
             }
             other => bail!("`{other}:` is no source; there are pip:, hf:, hf-dataset: and file:"),
         };

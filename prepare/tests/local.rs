@@ -1,5 +1,6 @@
 //! `prepare` as a process on local files: a tokenizer trained on them, parts without a document in common, and runs
 //! that repeat exactly and skip what is done.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;

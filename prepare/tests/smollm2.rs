@@ -1,6 +1,7 @@
 //! The real SmolLM2 package: shapes, dequantized weights, and token ids exactly as llama.cpp gives them (FACTS.md).
 //!
 //! Runs where pip can fetch the packages; elsewhere it says so and passes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::{Path, PathBuf};
 
@@ -102,8 +103,8 @@ fn the_model_has_its_shape_and_weights() {
 
 /// `(tensor, row, its first four values)`.
 const GOLDEN_ROWS: [(&str, usize, [f32; 4]); 4] = [
-    ("model.embed_tokens.weight", 1234, [-0.0171661377, -0.0858306885, -0.0457763672, 0.0114440918]),
-    ("model.layers.7.self_attn.q_proj.weight", 101, [0.00891113281, 0.0971679688, -0.167602539, 0.185424805]),
-    ("model.layers.3.self_attn.k_proj.weight", 35, [0.299530029, 0.198760986, 0.148376465, -0.103546143]),
-    ("model.layers.29.mlp.down_proj.weight", 575, [-0.229187012, -0.0391235352, -0.276702881, 0.24597168]),
+    ("model.embed_tokens.weight", 1234, [-0.01716614, -0.08583069, -0.04577637, 0.01144409]),
+    ("model.layers.7.self_attn.q_proj.weight", 101, [0.008911133, 0.09716797, -0.1676025, 0.1854248]),
+    ("model.layers.3.self_attn.k_proj.weight", 35, [0.29953, 0.198761, 0.1483765, -0.1035461]),
+    ("model.layers.29.mlp.down_proj.weight", 575, [-0.229187, -0.03912354, -0.2767029, 0.2459717]),
 ];

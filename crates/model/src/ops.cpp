@@ -51,13 +51,32 @@ bool narrow_is_bf16(const Tensor& t) {
   return t.scalar_type() == at::kBFloat16;
 }
 
-// Calls f with a typed null pointer of the narrow type.
+// The loops for this processor.
+const KernelTables& kernels() {
+#if defined(MODEL_X86_LEVELS)
+  static const KernelTables& chosen = [&]() -> const KernelTables& {
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    return v4 ? model_kernels_v4 : v3 ? model_kernels_v3 : model_kernels_plain;
+  }();
+  return chosen;
+#else
+  return model_kernels_plain;
+#endif
+}
+
+template <typename T>
+T kernel_type(const Kernels<T>&);
+
+// Calls f with the loops of the narrow type.
 template <typename F>
 void dispatch(bool bf16, F&& f) {
   if (bf16) {
-    f(static_cast<bf16_t*>(nullptr));
+    f(kernels().bf16);
   } else {
-    f(static_cast<float*>(nullptr));
+    f(kernels().f32);
   }
 }
 
@@ -88,10 +107,10 @@ struct AddRmsNorm : Function<AddRmsNorm> {
     Tensor sum = delta.defined() ? at::empty_like(residual) : residual;
     Tensor normal = at::empty({rows, columns}, residual.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
     Tensor scale = at::empty({rows}, residual.options());
-    dispatch(bf16, [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
+    dispatch(bf16, [&](const auto& k) {
+      using T = decltype(kernel_type(k));
       parallel(rows, grain(columns), [&](int64_t begin, int64_t end) {
-        add_norm_forward(pointer<float>(residual), delta.defined() ? pointer<T>(delta) : nullptr,
+        k.add_norm_forward(pointer<float>(residual), delta.defined() ? pointer<T>(delta) : nullptr,
                          pointer<float>(weight), static_cast<float>(eps), begin, end, columns, pointer<float>(sum),
                          pointer<T>(normal), pointer<float>(scale));
       });
@@ -118,10 +137,10 @@ struct AddRmsNorm : Function<AddRmsNorm> {
     Tensor out = at::empty_like(sum);
     Tensor delta = has_delta && bf16 ? at::empty_like(normal) : Tensor();
     Tensor partial = weight_gradient ? at::zeros({PIECES, columns}, sum.options()) : Tensor();
-    dispatch(bf16, [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
+    dispatch(bf16, [&](const auto& k) {
+      using T = decltype(kernel_type(k));
       pieces(rows, [&](int64_t piece, int64_t begin, int64_t end) {
-        add_norm_backward(pointer<float>(sum), pointer<float>(weight), pointer<float>(scale), pointer<T>(normal),
+        k.add_norm_backward(pointer<float>(sum), pointer<float>(weight), pointer<float>(scale), pointer<T>(normal),
                           stream.defined() ? pointer<float>(stream) : nullptr, begin, end, columns,
                           pointer<float>(out), delta.defined() ? pointer<T>(delta) : nullptr,
                           partial.defined() ? pointer<float>(partial) + piece * columns : nullptr);
@@ -141,10 +160,10 @@ struct Rotate : Function<Rotate> {
     const int64_t length = x.size(1), heads = x.size(2), dim = x.size(3), rows = x.size(0) * length;
     Tensor weight = weight_ ? weight_->to(at::kFloat).contiguous() : Tensor();
     Tensor out = at::empty_like(x);
-    dispatch(narrow_is_bf16(x), [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
+    dispatch(narrow_is_bf16(x), [&](const auto& k) {
+      using T = decltype(kernel_type(k));
       parallel(rows, grain(heads * dim), [&](int64_t begin, int64_t end) {
-        rotate_forward(pointer<T>(x), pointer<float>(cos), pointer<float>(sin),
+        k.rotate_forward(pointer<T>(x), pointer<float>(cos), pointer<float>(sin),
                        weight.defined() ? pointer<float>(weight) : nullptr, static_cast<float>(eps), begin, end,
                        length, heads, dim, pointer<T>(out));
       });
@@ -165,10 +184,10 @@ struct Rotate : Function<Rotate> {
     Tensor out = at::empty_like(gradient);
     Tensor partial;
     if (context->saved_data["weight"].toBool()) partial = at::zeros({PIECES, dim}, cos.options());
-    dispatch(narrow_is_bf16(gradient), [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
+    dispatch(narrow_is_bf16(gradient), [&](const auto& k) {
+      using T = decltype(kernel_type(k));
       pieces(rows, [&](int64_t piece, int64_t begin, int64_t end) {
-        rotate_backward(x.defined() ? pointer<T>(x) : nullptr, pointer<float>(cos), pointer<float>(sin),
+        k.rotate_backward(x.defined() ? pointer<T>(x) : nullptr, pointer<float>(cos), pointer<float>(sin),
                         weight.defined() ? pointer<float>(weight) : nullptr, eps, pointer<T>(gradient), begin, end,
                         length, heads, dim, pointer<T>(out),
                         partial.defined() ? pointer<float>(partial) + piece * dim : nullptr);
@@ -183,10 +202,10 @@ struct Swiglu : Function<Swiglu> {
   static Tensor forward(AutogradContext* context, const Tensor& gate_, const Tensor& up_) {
     Tensor gate = gate_.contiguous(), up = up_.contiguous();
     Tensor out = at::empty_like(gate);
-    dispatch(narrow_is_bf16(gate), [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
+    dispatch(narrow_is_bf16(gate), [&](const auto& k) {
+      using T = decltype(kernel_type(k));
       parallel(gate.numel(), 16384, [&](int64_t begin, int64_t end) {
-        swiglu_forward(pointer<T>(gate), pointer<T>(up), begin, end, pointer<T>(out));
+        k.swiglu_forward(pointer<T>(gate), pointer<T>(up), begin, end, pointer<T>(out));
       });
     });
     context->save_for_backward({gate, up});
@@ -197,10 +216,10 @@ struct Swiglu : Function<Swiglu> {
     const auto saved = context->get_saved_variables();
     const Tensor &gate = saved[0], &up = saved[1], gradient = gradients[0].contiguous();
     Tensor gate_gradient = at::empty_like(gate), up_gradient = at::empty_like(up);
-    dispatch(narrow_is_bf16(gate), [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
+    dispatch(narrow_is_bf16(gate), [&](const auto& k) {
+      using T = decltype(kernel_type(k));
       parallel(gate.numel(), 16384, [&](int64_t begin, int64_t end) {
-        swiglu_backward(pointer<T>(gate), pointer<T>(up), pointer<T>(gradient), begin, end,
+        k.swiglu_backward(pointer<T>(gate), pointer<T>(up), pointer<T>(gradient), begin, end,
                         pointer<T>(gate_gradient), pointer<T>(up_gradient));
       });
     });
@@ -266,19 +285,19 @@ struct HeadLoss : Function<HeadLoss> {
         Tensor parent_out = parent_logits.narrow(0, 0, length);
         at::mm_out(parent_out, parent_hidden->narrow(0, start, length).to(hidden.scalar_type()), parent.t());
       }
-      dispatch(narrow_is_bf16(hidden), [&](auto* t) {
-        using T = std::remove_pointer_t<decltype(t)>;
+      dispatch(narrow_is_bf16(hidden), [&](const auto& k) {
+        using T = decltype(kernel_type(k));
         parallel(length, 1, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
             const int64_t target = pointer<int64_t>(targets)[start + i];
             T* row = pointer<T>(out) + i * vocabulary;
             float* loss = pointer<float>(losses) + start + i;
             if (parent.defined()) {
-              distill_row(row, pointer<T>(parent_logits) + i * vocabulary, vocabulary, target,
+              k.distill_row(row, pointer<T>(parent_logits) + i * vocabulary, vocabulary, target,
                           static_cast<float>(weight), static_cast<float>(temperature), 1.0f / count, gradient, loss,
                           loss + count);
             } else {
-              entropy_row(row, vocabulary, target, 1.0f / count, gradient, loss);
+              k.entropy_row(row, vocabulary, target, 1.0f / count, gradient, loss);
               loss[count] = loss[0];
             }
           }
@@ -367,7 +386,8 @@ char* model_rotate(const Tensor* x, const Tensor* cos, const Tensor* sin, const 
                    Tensor** out) {
   return guarded([&] {
     check_cpu({x, cos, sin, weight});
-    TORCH_CHECK(x->dim() == 4 && x->size(3) % 2 == 0, "heads must be (B, T, H, even)");
+    TORCH_CHECK(x->dim() == 4 && x->size(3) % 2 == 0 && x->size(3) <= MAX_HEAD,
+                "heads must be (B, T, H, head_dim), head_dim even and at most ", MAX_HEAD);
     for (const Tensor* table : {cos, sin}) {
       TORCH_CHECK(table->scalar_type() == at::kFloat && table->is_contiguous() && table->dim() == 2 &&
                       table->size(0) >= x->size(1) && table->size(1) == x->size(3) / 2,
@@ -425,13 +445,13 @@ char* model_token_losses(const Tensor* logits, const Tensor* targets, Tensor** o
                 "logits (N, V) and one i64 target a position");
     const int64_t vocabulary = logits->size(1);
     Tensor losses = at::empty({logits->size(0)}, logits->options().dtype(at::kFloat));
-    dispatch(narrow_is_bf16(*logits), [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
+    dispatch(narrow_is_bf16(*logits), [&](const auto& k) {
+      using T = decltype(kernel_type(k));
       parallel(logits->size(0), 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t target = pointer<int64_t>(*targets)[i];
           TORCH_CHECK(target >= 0 && target < vocabulary, "a target lies outside the vocabulary");
-          entropy_row(pointer<T>(*logits) + i * vocabulary, vocabulary, target, 0.0f, false,
+          k.entropy_row(pointer<T>(*logits) + i * vocabulary, vocabulary, target, 0.0f, false,
                       pointer<float>(losses) + i);
         }
       });

@@ -189,7 +189,6 @@ impl Search<'_> {
     ) -> Result<(), Failure> {
         let flight = self.state.flight.clone().context("no experiment is in flight")?;
         let proposed = flight.proposed;
-        let replaced = self.state.incumbent().map(|row| row.experiment);
         let (gain, evaluation) = figures.unzip();
         let row = Row {
             experiment: proposed.experiment,
@@ -209,9 +208,8 @@ impl Search<'_> {
         if status == Status::Keep {
             self.move_branch()?;
         }
-        let superfluous = if status == Status::Keep { replaced } else { Some(row.experiment) };
-        if let Some(number) = superfluous.filter(|&number| number != 1) {
-            self.discard_files(number);
+        if status != Status::Keep {
+            self.discard_files(row.experiment);
         }
         results::publish(self.workspace, &self.layout.tag, &self.state.rows)?;
         self.printer.record(&results::line(&row), &row);
@@ -226,7 +224,7 @@ impl Search<'_> {
         self.workspace.advance(&self.layout.tag, from, to)
     }
 
-    /// Frees the space of an experiment that is neither baseline nor incumbent; its logs and figures stay.
+    /// Frees the space of an experiment that was not kept; its logs and figures stay.
     pub fn discard_files(&self, number: u64) {
         for path in [self.layout.artifact(number), self.layout.experiment(number).join("trainer")] {
             match fs::remove_file(&path) {

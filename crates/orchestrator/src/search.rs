@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::experiment::{Turn, handed_over, oid};
 use crate::journal::Journal;
 use crate::layout::Layout;
-use crate::ledger::{Abandoned, Event, Resumed, Started, State};
+use crate::ledger::{Abandoned, Event, Resumed, Started, State, Status};
 use crate::printer::Printer;
 use crate::results;
 use crate::workspace::{Workspace, Worktree};
@@ -197,8 +197,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        let keep = [Some(1), self.state.incumbent().map(|row| row.experiment)];
-        for row in self.state.rows.iter().filter(|row| !keep.contains(&Some(row.experiment))) {
+        for row in self.state.rows.iter().filter(|row| row.status != Status::Keep) {
             self.discard_files(row.experiment);
         }
         results::publish(self.workspace, &self.layout.tag, &self.state.rows)

@@ -72,9 +72,10 @@ impl Objective {
 const LOGITS: i64 = 3 << 22;
 
 fn chunk_rows(vocabulary: i64) -> i64 {
-    // Multiples of 64 where there is room: the matrix products run best on whole tiles.
+    // Multiples of 64 where there is room: the matrix products run best on whole tiles. Beyond 1024 rows they gain
+    // nothing.
     match LOGITS / vocabulary {
-        rows if rows >= 64 => (rows / 64 * 64).min(4096),
+        rows if rows >= 64 => (rows / 64 * 64).min(1024),
         rows => rows.max(1),
     }
 }

@@ -1,6 +1,6 @@
 //! The one module with `unsafe`: calls into `native.cpp`, and views of the memory of CPU tensors.
 //!
-//! Everything exported is safe: arguments are checked here, and C++ exceptions come back as [`NativeError`].
+//! Everything exported is safe to call: arguments are checked here, and C++ exceptions come back as [`NativeError`].
 
 use std::ffi::{CStr, c_char, c_void};
 

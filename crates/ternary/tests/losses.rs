@@ -31,15 +31,16 @@ fn whole(hidden: &Tensor, head: &Tensor, targets: &Tensor, teacher: Option<Teach
 const ROWS: i64 = 70;
 const VOCABULARY: i64 = 150_000;
 
-#[test]
-fn chunks_add_up_to_the_whole() {
+/// Loss and gradients against [`whole`], with teachers of the given weights and temperatures.
+fn adds_up(vocabulary: i64, teachers: &[Option<(f64, f64)>]) {
     tch::manual_seed(1);
     let hidden = normal([ROWS, 6]);
-    let head = normal([VOCABULARY, 6]);
-    let targets = Tensor::randint(VOCABULARY, [ROWS], (Kind::Int64, Device::Cpu));
-    let (parent, parent_head) = (normal([ROWS, 3]), normal([VOCABULARY, 3]));
-    let teacher = |weight, temperature| Some(Teacher { hidden: &parent, head: &parent_head, weight, temperature });
-    for teacher in [None, teacher(0.5, 1.0), teacher(0.7, 3.0), teacher(1.0, 2.0), teacher(0.0, 2.0)] {
+    let head = normal([vocabulary, 6]);
+    let targets = Tensor::randint(vocabulary, [ROWS], (Kind::Int64, Device::Cpu));
+    let (parent, parent_head) = (normal([ROWS, 3]), normal([vocabulary, 3]));
+    for teacher in teachers {
+        let teacher =
+            teacher.map(|(weight, temperature)| Teacher { hidden: &parent, head: &parent_head, weight, temperature });
         let plain = [hidden.copy().set_requires_grad(true), head.copy().set_requires_grad(true)];
         let loss = whole(&plain[0], &plain[1], &targets, teacher);
         loss.backward();
@@ -52,6 +53,16 @@ fn chunks_add_up_to_the_whole() {
         close(&chunked[0].grad(), &plain[0].grad(), 1e-5);
         close(&chunked[1].grad(), &plain[1].grad(), 1e-5);
     }
+}
+
+#[test]
+fn chunks_add_up_to_the_whole() {
+    adds_up(VOCABULARY, &[None, Some((0.7, 3.0))]);
+}
+
+#[test]
+fn teachers_of_any_weight_and_temperature() {
+    adds_up(300, &[Some((0.5, 1.0)), Some((0.7, 3.0)), Some((1.0, 2.0)), Some((0.0, 2.0))]);
 }
 
 #[test]

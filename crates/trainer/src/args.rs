@@ -13,11 +13,15 @@ use tch::Device;
 ///
 /// Exit codes: 0 trained; 1 error; 3 diverged (the loss is not a number or above 100).
 #[derive(Debug, Clone, Parser)]
-#[command(name = "trainer", version, after_help = "\
+#[command(
+    name = "trainer",
+    version,
+    after_help = "\
 Example:
   trainer --campaign experiments/nano/campaign.toml --data experiments/nano/data --out /tmp/run --seed 1
 
-The folder of --data is made by `prepare`; the recipe is crates/trainer/src/train.rs.")]
+The folder of --data is made by `prepare`; the recipe is crates/trainer/src/train.rs."
+)]
 pub struct Args {
     /// The campaign file: model, budget, evaluation window, constraints.
     #[arg(long, value_name = "FILE")]
@@ -83,7 +87,9 @@ impl DeviceName {
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
             Self::Cuda if cuda => Ok(Device::Cuda(0)),
             Self::Mps if mps => Ok(Device::Mps),
-            Self::Cuda => bail!("--device cuda: libtorch finds no CUDA device; use --device auto, or `orchestrator setup`"),
+            Self::Cuda => {
+                bail!("--device cuda: libtorch finds no CUDA device; use --device auto, or `orchestrator setup`")
+            }
             Self::Mps => bail!("--device mps: libtorch finds no Metal device; use --device auto"),
         }
     }

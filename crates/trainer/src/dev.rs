@@ -80,7 +80,8 @@ impl Dev {
             for (count, share) in counts.iter_mut().zip(shares) {
                 *count += share * numel;
             }
-            weights.insert(matrix.name.clone(), matrix.quantized.dequantize().to_device(self.device));
+            let weight = matrix.quantized.dequantize().to_device(self.device).to_kind(self.compute);
+            weights.insert(matrix.name.clone(), weight);
         }
         let total = counts.iter().sum::<f64>().max(1.0);
         let dense = Dense::new(config, &weights, self.compute).context("dev evaluation")?;

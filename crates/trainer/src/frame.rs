@@ -298,7 +298,7 @@ impl Run {
     fn record(&mut self, line: Line) -> Result<()> {
         self.log.write(&line)?;
         let (step, loss) = (line.step, line.train_loss);
-        if !(loss <= LARGEST_LOSS) {
+        if loss.is_nan() || loss > LARGEST_LOSS {
             return Err(Diverged { step, loss }.into());
         }
         self.bar.set_message(format!("step {step}, loss {loss:.3}, {:.0} tokens/s", line.tokens_per_s));

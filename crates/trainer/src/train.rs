@@ -78,36 +78,36 @@ struct Knobs {
 
 /// Campaigns from random initial weights.
 const SCRATCH: Knobs = Knobs {
-    batch: 16, // search: 4 | 8 | 16 | 32
+    batch: 16,   // search: 4 | 8 | 16 | 32
     window: 128, // search: 64 | 128 | 256
 
-    group_size: 128, // search: 64 | 128 | 256
-    scale: Scale::Twn, // search: AbsMean | Twn | Mse
-    deadzone: 0.75, // search: 0.3..1.1
+    group_size: 128,             // search: 64 | 128 | 256
+    scale: Scale::Twn,           // search: AbsMean | Twn | Mse
+    deadzone: 0.75,              // search: 0.3..1.1
     estimator: Estimator::Plain, // search: Plain | LearnedScale | Soft
-    activation_bits: 16, // search: 8 | 16
+    activation_bits: 16,         // search: 8 | 16
 
     warmup: Warmup::Linear, // search: Linear | Cosine | Exponential | Sigmoid | Step | Plateau
-    warmup_end: 0.1, // search: 0.0..0.6
-    warmup_levels: 4, // search: 2..8
-    warmup_rate: 6.0, // search: 2.0..12.0
-    temperature: 0.5, // search: 0.2..1.0
+    warmup_end: 0.1,        // search: 0.0..0.6
+    warmup_levels: 4,       // search: 2..8
+    warmup_rate: 6.0,       // search: 2.0..12.0
+    temperature: 0.5,       // search: 0.2..1.0
     temperature_last: 0.1,
     hard_from: 0.4, // search: 0.1..0.8
 
-    learning_rate: 4e-3, // search: log 5e-4..2e-2
+    learning_rate: 4e-3,       // search: log 5e-4..2e-2
     dense_learning_rate: 4e-3, // search: log 5e-4..2e-2
     scale_learning_rate: 1e-3, // search: log 1e-4..1e-2
-    lr_warmup: 0.02, // search: 0.0..0.1
-    lr_decay: Decay::Linear, // search: Linear | Cosine | Wsd
-    lr_cooldown: 0.3, // search: 0.1..0.8
-    lr_last: 0.05, // search: 0.0..0.2
+    lr_warmup: 0.02,           // search: 0.0..0.1
+    lr_decay: Decay::Linear,   // search: Linear | Cosine | Wsd
+    lr_cooldown: 0.3,          // search: 0.1..0.8
+    lr_last: 0.05,             // search: 0.0..0.2
 
-    beta1: 0.9, // search: 0.8..0.95
+    beta1: 0.9,  // search: 0.8..0.95
     beta2: 0.95, // search: 0.9..0.99
     epsilon: 1e-8,
     weight_decay: 0.01, // search: log 1e-3..3e-1
-    clip: 1.0, // search: log 0.3..10.0
+    clip: 1.0,          // search: log 0.3..10.0
 
     distillation: 0.0,
     distillation_temperature: 1.0,
@@ -115,38 +115,38 @@ const SCRATCH: Knobs = Knobs {
 
 /// Campaigns from pretrained weights.
 const PRETRAINED: Knobs = Knobs {
-    batch: 4, // search: 2 | 4 | 8 | 16
+    batch: 4,    // search: 2 | 4 | 8 | 16
     window: 256, // search: 128 | 256 | 512
 
     group_size: 64,
-    scale: Scale::Twn, // search: AbsMean | Twn | Mse
-    deadzone: 0.75, // search: 0.3..1.1
+    scale: Scale::Twn,           // search: AbsMean | Twn | Mse
+    deadzone: 0.75,              // search: 0.3..1.1
     estimator: Estimator::Plain, // search: Plain | LearnedScale | Soft
-    activation_bits: 16, // search: 8 | 16
+    activation_bits: 16,         // search: 8 | 16
 
     warmup: Warmup::Linear, // search: Linear | Cosine | Exponential | Sigmoid | Step | Plateau
-    warmup_end: 0.0, // search: 0.0..0.4
-    warmup_levels: 4, // search: 2..8
-    warmup_rate: 6.0, // search: 2.0..12.0
-    temperature: 0.5, // search: 0.2..1.0
+    warmup_end: 0.0,        // search: 0.0..0.4
+    warmup_levels: 4,       // search: 2..8
+    warmup_rate: 6.0,       // search: 2.0..12.0
+    temperature: 0.5,       // search: 0.2..1.0
     temperature_last: 0.1,
     hard_from: 0.4, // search: 0.1..0.8
 
-    learning_rate: 5e-4, // search: log 5e-5..3e-3
+    learning_rate: 5e-4,       // search: log 5e-5..3e-3
     dense_learning_rate: 1e-4, // search: log 1e-5..1e-3
     scale_learning_rate: 1e-3, // search: log 1e-4..1e-2
-    lr_warmup: 0.05, // search: 0.0..0.2
-    lr_decay: Decay::Linear, // search: Linear | Cosine | Wsd
-    lr_cooldown: 0.3, // search: 0.1..0.8
-    lr_last: 0.05, // search: 0.0..0.2
+    lr_warmup: 0.05,           // search: 0.0..0.2
+    lr_decay: Decay::Linear,   // search: Linear | Cosine | Wsd
+    lr_cooldown: 0.3,          // search: 0.1..0.8
+    lr_last: 0.05,             // search: 0.0..0.2
 
-    beta1: 0.9, // search: 0.8..0.95
+    beta1: 0.9,  // search: 0.8..0.95
     beta2: 0.95, // search: 0.9..0.999
     epsilon: 1e-8,
     weight_decay: 0.0, // search: 0.0..0.1
-    clip: 1.0, // search: log 0.3..10.0
+    clip: 1.0,         // search: log 0.3..10.0
 
-    distillation: 0.5, // search: 0.0 | 0.5 | 0.9 | 1.0
+    distillation: 0.5,             // search: 0.0 | 0.5 | 0.9 | 1.0
     distillation_temperature: 1.0, // search: 1.0..4.0
 };
 

@@ -108,12 +108,12 @@ impl Checkout {
         let source = fs::read_to_string(&recipe).unwrap();
         let mut lines = Vec::new();
         for line in source.lines() {
-            let line = match line.trim_start() {
-                knob if knob.starts_with("group_size: 128") => "    group_size: 16, // search: 16 | 32",
-                knob if knob.starts_with("window:") => "    window: 64, // search: 32 | 64",
+            let knob = line.trim_start().split_once(':').filter(|_| line.contains("// search:"));
+            lines.push(match knob {
+                Some(("group_size", _)) => "    group_size: 16, // search: 16 | 32",
+                Some(("window", _)) => "    window: 64, // search: 32 | 64",
                 _ => line,
-            };
-            lines.push(line);
+            });
         }
         fs::write(&recipe, lines.join("\n") + "\n").unwrap();
         for args in [

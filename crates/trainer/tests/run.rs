@@ -100,8 +100,7 @@ fn divergence_has_an_exit_code_of_its_own() {
 fn training_ends_with_the_step_that_spends_the_seconds() {
     let fixture = Fixture::scratch();
     fixture.train("out", &["--max-seconds", "0.5"]);
-    let times: Vec<f64> =
-        rows(&fixture.path("out")).iter().map(|row| row["time_s"].parse().unwrap()).collect();
+    let times: Vec<f64> = rows(&fixture.path("out")).iter().map(|row| row["time_s"].parse().unwrap()).collect();
     let (last, before) = times.split_last().unwrap();
     // The first step of this campaign is free.
     assert_eq!(times[0], 0.0);

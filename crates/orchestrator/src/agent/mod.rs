@@ -153,7 +153,8 @@ fn describe(space: &Space, values: &BTreeMap<String, String>) -> String {
 }
 
 /// Aligns the comments again, as rustfmt wants them, so that a kept recipe passes the checks; tokens stay the same.
-/// Where rustfmt is missing the text is left as it is.
+/// rustfmt reads its settings from the working directory, which lies in the checkout. Where it is missing the text is
+/// left as it is.
 fn formatted(source: String) -> String {
     let run = || -> std::io::Result<Option<String>> {
         let mut child = Command::new("rustfmt")

@@ -96,7 +96,7 @@ pub fn libtorch(root: &Path) -> Result<()> {
 
 /// Where libtorch is: what LIBTORCH says, else in `.libtorch`. Every build must be told the very same text: another one
 /// compiles libtorch's bindings again.
-pub fn folder(root: &Path) -> PathBuf {
+fn folder(root: &Path) -> PathBuf {
     std::env::var_os("LIBTORCH").map_or_else(|| root.join(".libtorch/torch"), PathBuf::from)
 }
 

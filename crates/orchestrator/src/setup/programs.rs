@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use super::step::Step;
 
 /// What is built.
-const PACKAGES: [&str; 3] = ["trainer", "evaluator", "prepare"];
+const PROGRAMS: [&str; 3] = ["trainer", "evaluator", "prepare"];
 
 /// A program of the checkout's release build.
 pub fn path(root: &Path, program: &str) -> PathBuf {
@@ -46,9 +46,11 @@ pub fn check_compiler() -> Result<()> {
 pub fn build(root: &Path) -> Result<()> {
     let step = Step::begin("build trainer, evaluator and prepare");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root).args(["build", "--release", "--locked"]);
-    for package in PACKAGES {
-        cargo.args(["--package", package]);
+    // The whole workspace decides on the features of the dependencies, here and when a candidate is built: a choice per
+    // package would compile libtorch's bindings once more for each set of features.
+    cargo.current_dir(root).args(["build", "--release", "--locked", "--workspace"]);
+    for program in PROGRAMS {
+        cargo.args(["--bin", program]);
     }
     // Cargo draws its bar into the pipe, and `step` draws it again.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "200");

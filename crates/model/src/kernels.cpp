@@ -1,0 +1,253 @@
+// The loops of the fused operators, over rows [begin, end). This file is compiled once for each instruction set in
+// LEVEL (see build.rs); everything but the table at its end is local, so that no level's code gets into another's.
+#include "kernels.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+INLINE float widen(float x) { return x; }
+INLINE float widen(bf16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+INLINE void narrow(float x, float* out) { *out = x; }
+// Round to nearest, ties to even; not-a-number stays one.
+INLINE void narrow(float x, bf16_t* out) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  out->bits = static_cast<uint16_t>(x != x ? 0x7fc0 : rounded);
+}
+
+// e^x to about 1e-7 relative: 2^n times a polynomial of the rest (|rest| <= ln(2)/2). Branchless, so it vectorizes.
+INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float n = __builtin_rintf(x * 1.44269504f);
+  const float rest = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * rest + 1.3981999507e-3f;
+  p = p * rest + 8.3334519073e-3f;
+  p = p * rest + 4.1665795894e-2f;
+  p = p * rest + 1.6666665459e-1f;
+  p = p * rest + 5.0000001201e-1f;
+  p = p * rest * rest + rest + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+template <typename T>
+void add_norm_forward(const float* residual, const T* delta, const float* weight, float eps, int64_t begin,
+                                  int64_t end, int64_t columns, float* sum, T* normal, float* scale) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* in = residual + row * columns;
+    float* stream = sum + row * columns;
+    float squares = 0.0f;
+    if (delta) {
+      const T* add = delta + row * columns;
+      for (int64_t j = 0; j < columns; ++j) {
+        const float x = in[j] + widen(add[j]);
+        stream[j] = x;
+        squares += x * x;
+      }
+    } else {
+      for (int64_t j = 0; j < columns; ++j) squares += in[j] * in[j];
+    }
+    const float factor = 1.0f / std::sqrt(squares / columns + eps);
+    scale[row] = factor;
+    T* out = normal + row * columns;
+    for (int64_t j = 0; j < columns; ++j) narrow(stream[j] * factor * weight[j], out + j);
+  }
+}
+
+// With y = w·x·r and r = 1/sqrt(mean(x²) + eps): dx = r·(g·w - x·r·mean(g·w·x·r)), dw = sum over rows of g·x·r.
+template <typename T>
+void add_norm_backward(const float* sum, const float* weight, const float* scale, const T* gradient,
+                                   const float* stream, int64_t begin, int64_t end, int64_t columns, float* out,
+                                   T* delta, float* d_weight) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = sum + row * columns;
+    const T* g = gradient + row * columns;
+    const float* from_stream = stream ? stream + row * columns : nullptr;
+    float* dx = out + row * columns;
+    const float r = scale[row];
+    float dot = 0.0f;
+    for (int64_t j = 0; j < columns; ++j) dot += widen(g[j]) * weight[j] * x[j];
+    const float back = dot * r * r * r / columns;
+    if (from_stream) {
+      for (int64_t j = 0; j < columns; ++j) dx[j] = from_stream[j] + widen(g[j]) * weight[j] * r - x[j] * back;
+    } else {
+      for (int64_t j = 0; j < columns; ++j) dx[j] = widen(g[j]) * weight[j] * r - x[j] * back;
+    }
+    if (delta) {
+      T* narrow_out = delta + row * columns;
+      for (int64_t j = 0; j < columns; ++j) narrow(dx[j], narrow_out + j);
+    }
+    if (d_weight) {
+      for (int64_t j = 0; j < columns; ++j) d_weight[j] += widen(g[j]) * x[j] * r;
+    }
+  }
+}
+
+template <typename T>
+void rotate_forward(const T* x, const float* cos, const float* sin, const float* weight, float eps,
+                                int64_t begin, int64_t end, int64_t length, int64_t heads, int64_t dim, T* out) {
+  const int64_t half = dim / 2;
+  float buffer[MAX_HEAD];
+  for (int64_t row = begin; row < end; ++row) {
+    const float* c = cos + (row % length) * half;
+    const float* s = sin + (row % length) * half;
+    for (int64_t head = 0; head < heads; ++head) {
+      const T* in = x + (row * heads + head) * dim;
+      T* to = out + (row * heads + head) * dim;
+      for (int64_t j = 0; j < dim; ++j) buffer[j] = widen(in[j]);
+      if (weight) {
+        float squares = 0.0f;
+        for (int64_t j = 0; j < dim; ++j) squares += buffer[j] * buffer[j];
+        const float factor = 1.0f / std::sqrt(squares / dim + eps);
+        for (int64_t j = 0; j < dim; ++j) buffer[j] *= factor * weight[j];
+      }
+      for (int64_t j = 0; j < half; ++j) narrow(buffer[j] * c[j] - buffer[half + j] * s[j], to + j);
+      for (int64_t j = 0; j < half; ++j) narrow(buffer[half + j] * c[j] + buffer[j] * s[j], to + half + j);
+    }
+  }
+}
+
+// Turns the gradient back, then goes through the norm as above.
+template <typename T>
+void rotate_backward(const T* x, const float* cos, const float* sin, const float* weight, float eps,
+                                 const T* gradient, int64_t begin, int64_t end, int64_t length, int64_t heads,
+                                 int64_t dim, T* out, float* d_weight) {
+  const int64_t half = dim / 2;
+  float g[MAX_HEAD], wide[MAX_HEAD];
+  for (int64_t row = begin; row < end; ++row) {
+    const float* c = cos + (row % length) * half;
+    const float* s = sin + (row % length) * half;
+    for (int64_t head = 0; head < heads; ++head) {
+      const T* from = gradient + (row * heads + head) * dim;
+      T* to = out + (row * heads + head) * dim;
+      for (int64_t j = 0; j < half; ++j) {
+        const float a = widen(from[j]), b = widen(from[half + j]);
+        g[j] = a * c[j] + b * s[j];
+        g[half + j] = b * c[j] - a * s[j];
+      }
+      if (weight) {
+        const T* in = x + (row * heads + head) * dim;
+        float squares = 0.0f, dot = 0.0f;
+        for (int64_t j = 0; j < dim; ++j) {
+          wide[j] = widen(in[j]);
+          squares += wide[j] * wide[j];
+          dot += g[j] * weight[j] * wide[j];
+        }
+        const float r = 1.0f / std::sqrt(squares / dim + eps);
+        const float back = dot * r * r * r / dim;
+        if (d_weight) {
+          for (int64_t j = 0; j < dim; ++j) d_weight[j] += g[j] * wide[j] * r;
+        }
+        for (int64_t j = 0; j < dim; ++j) g[j] = g[j] * weight[j] * r - wide[j] * back;
+      }
+      for (int64_t j = 0; j < dim; ++j) narrow(g[j], to + j);
+    }
+  }
+}
+
+template <typename T>
+void swiglu_forward(const T* gate, const T* up, int64_t begin, int64_t end, T* out) {
+  for (int64_t i = begin; i < end; ++i) {
+    const float g = widen(gate[i]);
+    narrow(g * sigmoid(g) * widen(up[i]), out + i);
+  }
+}
+
+template <typename T>
+void swiglu_backward(const T* gate, const T* up, const T* gradient, int64_t begin, int64_t end, T* d_gate,
+                                 T* d_up) {
+  for (int64_t i = begin; i < end; ++i) {
+    const float g = widen(gate[i]), u = widen(up[i]), d = widen(gradient[i]);
+    const float s = sigmoid(g);
+    narrow(d * u * s * (1.0f + g * (1.0f - s)), d_gate + i);
+    narrow(d * g * s, d_up + i);
+  }
+}
+
+template <typename T>
+INLINE float largest(const T* x, int64_t count) {
+  // As integers in the order of the floats: unlike theirs, compilers vectorize an integer maximum.
+  int32_t best = std::numeric_limits<int32_t>::min();
+  for (int64_t j = 0; j < count; ++j) {
+    const float v = widen(x[j]);
+    int32_t bits;
+    std::memcpy(&bits, &v, 4);
+    const int32_t key = bits ^ ((bits >> 31) & 0x7fffffff);
+    best = key > best ? key : best;
+  }
+  const int32_t bits = best ^ ((best >> 31) & 0x7fffffff);
+  float top;
+  std::memcpy(&top, &bits, 4);
+  return top;
+}
+
+// Loss of one position and, in place of the logits, `factor` times its gradient: softmax - onehot.
+template <typename T>
+void entropy_row(T* logits, int64_t count, int64_t target, float factor, bool gradient, float* loss) {
+  const float top = largest(logits, count), at_target = widen(logits[target]);
+  float sum = 0.0f;
+  for (int64_t j = 0; j < count; ++j) sum += exponential(widen(logits[j]) - top);
+  *loss = std::log(sum) + top - at_target;
+  if (!gradient) return;
+  const float share = factor / sum;
+  for (int64_t j = 0; j < count; ++j) narrow(exponential(widen(logits[j]) - top) * share, logits + j);
+  narrow(std::exp(at_target - top) * share - factor, logits + target);
+}
+
+// (1 - weight)·CE + weight·τ²·KL(parent ‖ student) of one position, both distributions at temperature τ in the second
+// term, and in place of the logits `factor` times its gradient.
+template <typename T>
+void distill_row(T* logits, const T* parent, int64_t count, int64_t target, float weight,
+                             float temperature, float factor, bool gradient, float* loss, float* entropy) {
+  const float top = largest(logits, count), parent_top = largest(parent, count), at_target = widen(logits[target]);
+  const float cold = 1.0f / temperature;
+  float sum = 0.0f, soft = 0.0f, parent_soft = 0.0f, cross = 0.0f;
+  for (int64_t j = 0; j < count; ++j) {
+    const float s = widen(logits[j]) - top, p = (widen(parent[j]) - parent_top) * cold;
+    const float e = exponential(p);
+    sum += exponential(s);
+    soft += exponential(s * cold);
+    parent_soft += e;
+    cross += e * (p - s * cold);
+  }
+  *entropy = std::log(sum) + top - at_target;
+  const float divergence = cross / parent_soft - std::log(parent_soft) + std::log(soft);
+  *loss = (1.0f - weight) * *entropy + weight * temperature * temperature * divergence;
+  if (!gradient) return;
+  const float hard = (1.0f - weight) * factor, kind = weight * temperature * factor;
+  const float share = hard / sum, soft_share = kind / soft, parent_share = kind / parent_soft;
+  for (int64_t j = 0; j < count; ++j) {
+    const float s = widen(logits[j]) - top, p = (widen(parent[j]) - parent_top) * cold;
+    float g = exponential(s) * share + exponential(s * cold) * soft_share - exponential(p) * parent_share;
+    narrow(j == target ? g - hard : g, logits + j);
+  }
+}
+
+template <typename T>
+constexpr Kernels<T> table() {
+  return {add_norm_forward<T>, add_norm_backward<T>, rotate_forward<T>, rotate_backward<T>, swiglu_forward<T>,
+          swiglu_backward<T>,  entropy_row<T>,       distill_row<T>};
+}
+
+}  // namespace
+
+#define JOIN(a, b) a##b
+#define NAME(level) JOIN(model_kernels_, level)
+extern "C" const KernelTables NAME(LEVEL) = {table<float>(), table<bf16_t>()};
