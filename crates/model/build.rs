@@ -23,21 +23,24 @@ fn main() {
     ops.compile("model_ops");
 
     // The loops, once for each instruction set; `ops.cpp` chooses when the program runs.
-    let levels: &[(&str, &str)] = if x86 {
-        &[("plain", "x86-64"), ("v3", "x86-64-v3"), ("v4", "x86-64-v4")]
+    let levels: &[(&str, &[&str])] = if x86 {
+        &[
+            ("plain", &["-march=x86-64"]),
+            ("v3", &["-march=x86-64-v3"]),
+            ("v4", &["-march=x86-64-v4"]),
+            ("v4bf16", &["-march=x86-64-v4", "-mavx512bf16"]),
+        ]
     } else {
-        &[("plain", "")]
+        &[("plain", &[])]
     };
-    for (level, architecture) in levels {
+    for (level, flags) in levels {
         let mut kernels = cpp();
         kernels.define("LEVEL", *level).file("src/kernels.cpp");
-        if !architecture.is_empty() {
-            kernels.flag(format!("-march={architecture}"));
+        for flag in *flags {
+            kernels.flag(flag);
         }
         // Sums may be taken in vectors; not-a-number stays what it is.
-        for flag in
-            ["-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"]
-        {
+        for flag in ["-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"] {
             kernels.flag(flag);
         }
         kernels.compile(&format!("model_kernels_{level}"));

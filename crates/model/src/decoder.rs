@@ -37,11 +37,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When one is missing or has another shape, or the configuration is unusable.
-    pub fn new(
-        config: &ModelConfig,
-        weights: &Weights,
-        compute: Kind,
-    ) -> Result<Self, ModelError> {
+    pub fn new(config: &ModelConfig, weights: &Weights, compute: Kind) -> Result<Self, ModelError> {
         check(config)?;
         let take = |name: &str, shape: &[usize]| -> Result<Tensor, ModelError> {
             let tensor = weights.get(name)?;
@@ -54,25 +50,18 @@ impl Decoder {
         };
         let table = [config.vocab_size, config.hidden_size];
         let embedding = take("model.embed_tokens.weight", &table)?;
-        let head = if config.tie_word_embeddings {
-            embedding.shallow_clone()
-        } else {
-            take("lm_head.weight", &table)?
-        };
+        let head = if config.tie_word_embeddings { embedding.shallow_clone() } else { take("lm_head.weight", &table)? };
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
-            let norm = |name: &str, width| {
-                take(&format!("model.layers.{layer}.{name}.weight"), &[width])
-            };
+            let norm = |name: &str, width| take(&format!("model.layers.{layer}.{name}.weight"), &[width]);
             blocks.push(Block {
                 input: norm("input_layernorm", config.hidden_size)?,
                 post_attention: norm("post_attention_layernorm", config.hidden_size)?,
                 query_key: match config.architecture {
                     Architecture::Llama => None,
-                    Architecture::Qwen3 => Some([
-                        norm("self_attn.q_norm", config.head_dim)?,
-                        norm("self_attn.k_norm", config.head_dim)?,
-                    ]),
+                    Architecture::Qwen3 => {
+                        Some([norm("self_attn.q_norm", config.head_dim)?, norm("self_attn.k_norm", config.head_dim)?])
+                    }
                 },
             });
         }
@@ -121,28 +110,19 @@ impl Decoder {
         let head_dim = config.head_dim as i64;
 
         // (B·T, D), f32: the residual stream.
-        let mut residual = Tensor::embedding(&self.embedding, &ids.reshape([-1]), -1, false, false)
-            .to_kind(Kind::Float);
+        let mut residual =
+            Tensor::embedding(&self.embedding, &ids.reshape([-1]), -1, false, false).to_kind(Kind::Float);
         let mut delta: Option<Tensor> = None;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (sum, x) =
-                ops::add_rms_norm(&residual, delta.as_ref(), &block.input, eps, self.compute);
+            let (sum, x) = ops::add_rms_norm(&residual, delta.as_ref(), &block.input, eps, self.compute);
             let qkv = linears.project(layer, &[Q, K, V], &x);
-            let norm = |which: usize| {
-                block.query_key.as_ref().map(|w| HeadNorm { weight: &w[which], eps })
-            };
+            let norm = |which: usize| block.query_key.as_ref().map(|w| HeadNorm { weight: &w[which], eps });
             let q = ops::rotate(&qkv[0].view([rows, length, heads, head_dim]), &rope, norm(0));
             let k = ops::rotate(&qkv[1].view([rows, length, kv_heads, head_dim]), &rope, norm(1));
             let v = qkv[2].view([rows, length, kv_heads, head_dim]);
             let mixed = ops::attention(&q, &k, &v).reshape([rows * length, heads * head_dim]);
             let out = linears.project(layer, &[O], &mixed);
-            let (sum, x) = ops::add_rms_norm(
-                &sum,
-                Some(&out[0]),
-                &block.post_attention,
-                eps,
-                self.compute,
-            );
+            let (sum, x) = ops::add_rms_norm(&sum, Some(&out[0]), &block.post_attention, eps, self.compute);
             let gate_up = linears.project(layer, &[Gate, Up], &x);
             let product = ops::swiglu(&gate_up[0], &gate_up[1]);
             delta = linears.project(layer, &[Down], &product).pop();

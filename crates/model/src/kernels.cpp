@@ -6,6 +6,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -240,10 +244,112 @@ void distill_row(T* logits, const T* parent, int64_t count, int64_t target, floa
   }
 }
 
+// Softmax of `scale` times the first `valid` scores, zeros in the rest of the row. The scores are overwritten, and may
+// be where the result goes.
+template <typename T>
+void softmax_row(float* scores, int64_t valid, int64_t width, float scale, T* out) {
+  const float top = largest(scores, valid);
+  float sum = 0.0f;
+  for (int64_t j = 0; j < valid; ++j) {
+    const float e = exponential((scores[j] - top) * scale);
+    scores[j] = e;
+    sum += e;
+  }
+  const float share = 1.0f / sum;
+  for (int64_t j = 0; j < valid; ++j) narrow(scores[j] * share, out + j);
+  for (int64_t j = valid; j < width; ++j) narrow(0.0f, out + j);
+}
+
+// In place of the gradient of the shares p, that of the scores: scale·p·(g - sum(p·g)).
+template <typename T>
+void softmax_backward_row(const T* shares, T* gradient, int64_t valid, int64_t width, float scale) {
+  float dot = 0.0f;
+  for (int64_t j = 0; j < valid; ++j) dot += widen(shares[j]) * widen(gradient[j]);
+  for (int64_t j = 0; j < valid; ++j) narrow(scale * widen(shares[j]) * (widen(gradient[j]) - dot), gradient + j);
+  for (int64_t j = valid; j < width; ++j) narrow(0.0f, gradient + j);
+}
+
+#if defined(__AVX512BF16__)
+// 16 keys of a pair of components beside each other, as the bf16 instruction takes them: out is (keys / 16, dim / 2, 16)
+// pairs, keys beyond `count` zero up to a multiple of COLUMNS.
+void pack_keys(const bf16_t* keys, int64_t count, int64_t dim, int32_t* out) {
+  const int64_t padded = (count + SCORE_COLUMNS - 1) / SCORE_COLUMNS * SCORE_COLUMNS;
+  for (int64_t block = 0; block < padded; block += 16) {
+    for (int64_t pair = 0; pair < dim / 2; ++pair) {
+      for (int64_t i = 0; i < 16; ++i, ++out) {
+        *out = 0;
+        if (block + i < count) std::memcpy(out, keys + (block + i) * dim + 2 * pair, 4);
+      }
+    }
+  }
+}
+
+// Scores of SCORE_ROWS queries with SCORE_COLUMNS keys: sums of products of bf16 pairs in f32 registers.
+INLINE void score_tile(const int32_t* const* queries, const int32_t* keys, int64_t pairs, float* out, int64_t stride) {
+  constexpr int64_t VECTORS = SCORE_COLUMNS / 16;
+  __m512 sums[SCORE_ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < SCORE_ROWS; ++r) {
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < VECTORS; ++c) sums[r][c] = _mm512_setzero_ps();
+  }
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    __m512bh key[VECTORS];
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < VECTORS; ++c) key[c] = (__m512bh)_mm512_loadu_si512(keys + (c * pairs + pair) * 16);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < SCORE_ROWS; ++r) {
+      const __m512bh query = (__m512bh)_mm512_set1_epi32(queries[r][pair]);
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < VECTORS; ++c) sums[r][c] = _mm512_dpbf16_ps(sums[r][c], query, key[c]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < SCORE_ROWS; ++r) {
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < VECTORS; ++c) _mm512_storeu_ps(out + r * stride + c * 16, sums[r][c]);
+  }
+}
+
+// Shares of queries [begin, end_row): the softmax of their scores with the keys up to their own position.
+void shares_rows(const bf16_t* queries, const int32_t* packed, int64_t dim, int64_t begin, int64_t end_row,
+                 int64_t first, int64_t period, int64_t width, float scale, float* buffer, bf16_t* out) {
+  const int64_t stride = (width + SCORE_COLUMNS - 1) / SCORE_COLUMNS * SCORE_COLUMNS;
+  for (int64_t row = begin; row < end_row; row += SCORE_ROWS) {
+    const int32_t* pointers[SCORE_ROWS];
+    int64_t most = 0;
+    for (int64_t r = 0; r < SCORE_ROWS; ++r) {
+      const int64_t real = row + r < end_row ? row + r : end_row - 1;
+      pointers[r] = reinterpret_cast<const int32_t*>(queries + real * dim);
+      const int64_t valid = first + real % period + 1;
+      most = valid > most ? valid : most;
+    }
+    for (int64_t column = 0; column < most; column += SCORE_COLUMNS) {
+      score_tile(pointers, packed + column * (dim / 2), dim / 2, buffer + column, stride);
+    }
+    for (int64_t r = 0; r < SCORE_ROWS && row + r < end_row; ++r) {
+      softmax_row(buffer + r * stride, first + (row + r) % period + 1, width, scale, out + (row + r) * width);
+    }
+  }
+}
+#endif
+
+// The loops that only processors with bf16 products have.
+template <typename T>
+constexpr Scores<T> scores() {
+  return {nullptr, nullptr};
+}
+#if defined(__AVX512BF16__)
+template <>
+constexpr Scores<bf16_t> scores() {
+  return {pack_keys, shares_rows};
+}
+#endif
+
 template <typename T>
 constexpr Kernels<T> table() {
   return {add_norm_forward<T>, add_norm_backward<T>, rotate_forward<T>, rotate_backward<T>, swiglu_forward<T>,
-          swiglu_backward<T>,  entropy_row<T>,       distill_row<T>};
+          swiglu_backward<T>,  entropy_row<T>,       distill_row<T>,        softmax_row<T>,    softmax_backward_row<T>, scores<T>()};
 }
 
 }  // namespace

@@ -11,6 +11,17 @@ struct bf16_t {
 // Widest head that the rotary loops have room for.
 constexpr int64_t MAX_HEAD = 512;
 
+// Queries and keys of a tile of attention scores.
+constexpr int64_t SCORE_ROWS = 8, SCORE_COLUMNS = 48;
+
+// Attention scores and their softmax in one go; null where the processor has no bf16 products.
+template <typename T>
+struct Scores {
+  void (*pack_keys)(const T* keys, int64_t count, int64_t dim, int32_t* out);
+  void (*shares_rows)(const T* queries, const int32_t* packed, int64_t dim, int64_t begin, int64_t end_row,
+                      int64_t first, int64_t period, int64_t width, float scale, float* buffer, T* out);
+};
+
 // T is the type of the matrix products; all arithmetic is in f32.
 template <typename T>
 struct Kernels {
@@ -30,6 +41,9 @@ struct Kernels {
   void (*entropy_row)(T* logits, int64_t count, int64_t target, float factor, bool gradient, float* loss);
   void (*distill_row)(T* logits, const T* parent, int64_t count, int64_t target, float weight, float temperature,
                       float factor, bool gradient, float* loss, float* entropy);
+  void (*softmax_row)(float* scores, int64_t valid, int64_t width, float scale, T* out);
+  void (*softmax_backward_row)(const T* shares, T* gradient, int64_t valid, int64_t width, float scale);
+  Scores<T> scores;
 };
 
 struct KernelTables {
@@ -42,5 +56,6 @@ extern const KernelTables model_kernels_plain;
 #if defined(MODEL_X86_LEVELS)
 extern const KernelTables model_kernels_v3;  // AVX2 and FMA
 extern const KernelTables model_kernels_v4;  // AVX-512
+extern const KernelTables model_kernels_v4bf16;
 #endif
 }

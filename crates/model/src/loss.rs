@@ -55,12 +55,7 @@ pub struct HeadLoss {
 
 /// Mean loss over the positions, differentiable with respect to `hidden` (N, D) and `head` (V, D, any kind): the
 /// gradients are computed chunk by chunk in the forward pass and handed over in the backward pass.
-pub fn cross_entropy(
-    hidden: &Tensor,
-    head: &Tensor,
-    targets: &Tensor,
-    teacher: Option<Teacher>,
-) -> HeadLoss {
+pub fn cross_entropy(hidden: &Tensor, head: &Tensor, targets: &Tensor, teacher: Option<Teacher>) -> HeadLoss {
     if ops::fused(hidden, hidden.kind()) {
         let parent = teacher.map(|t| (t.hidden, t.head, t.weight, t.temperature));
         let (total, cross_entropy) = native::head_loss(hidden, head, targets, parent, CHUNK);
@@ -70,12 +65,7 @@ pub fn cross_entropy(
 }
 
 /// [`cross_entropy`] as a composition of libtorch's operators: for other devices, and the reference in tests.
-pub fn portable(
-    hidden: &Tensor,
-    head: &Tensor,
-    targets: &Tensor,
-    teacher: Option<Teacher>,
-) -> HeadLoss {
+pub fn portable(hidden: &Tensor, head: &Tensor, targets: &Tensor, teacher: Option<Teacher>) -> HeadLoss {
     let count = hidden.size()[0];
     let leaf = hidden.detach().set_requires_grad(hidden.requires_grad());
     let head_leaf = head.detach().set_requires_grad(head.requires_grad());
@@ -87,15 +77,8 @@ pub fn portable(
     while start < count {
         let length = CHUNK.min(count - start);
         let targets = targets.narrow(0, start, length);
-        let logits =
-            leaf.narrow(0, start, length).matmul(&product_leaf.tr()).to_kind(Kind::Float);
-        let ce = logits.cross_entropy_loss::<Tensor>(
-            &targets,
-            None,
-            tch::Reduction::Sum,
-            -100,
-            0.0,
-        ) / count as f64;
+        let logits = leaf.narrow(0, start, length).matmul(&product_leaf.tr()).to_kind(Kind::Float);
+        let ce = logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Sum, -100, 0.0) / count as f64;
         plain = plain + ce.detach();
         let part = match teacher {
             None => ce,
@@ -106,8 +89,7 @@ pub fn portable(
                     .to_kind(Kind::Float);
                 let log_p = (parent / temperature).log_softmax(1, Kind::Float);
                 let log_q = (&logits / temperature).log_softmax(1, Kind::Float);
-                let kl = (log_p.exp() * (log_p - log_q)).sum(Kind::Float)
-                    * (temperature * temperature / count as f64);
+                let kl = (log_p.exp() * (log_p - log_q)).sum(Kind::Float) * (temperature * temperature / count as f64);
                 ce * (1.0 - weight) + kl * weight
             }
         };

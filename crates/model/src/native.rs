@@ -24,11 +24,13 @@ unsafe extern "C" {
         eps: f64,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn model_swiglu(
-        gate: *const C_tensor,
-        up: *const C_tensor,
+    fn model_attention(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
+    fn model_swiglu(gate: *const C_tensor, up: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn model_linears(
         x: *const C_tensor,
         weights: *const *const C_tensor,
@@ -47,11 +49,7 @@ unsafe extern "C" {
         total: *mut *mut C_tensor,
         entropy: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn model_token_losses(
-        logits: *const C_tensor,
-        targets: *const C_tensor,
-        out: *mut *mut C_tensor,
-    ) -> *mut c_char;
+    fn model_token_losses(logits: *const C_tensor, targets: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn model_free(message: *mut c_char);
 }
 
@@ -63,10 +61,7 @@ fn pointer(tensor: Option<&Tensor>) -> *const C_tensor {
 ///
 /// # Panics
 /// With libtorch's message when the call fails, as tch's own operators do.
-fn outputs<const N: usize>(
-    name: &str,
-    call: impl FnOnce(&mut [*mut C_tensor; N]) -> *mut c_char,
-) -> [Tensor; N] {
+fn outputs<const N: usize>(name: &str, call: impl FnOnce(&mut [*mut C_tensor; N]) -> *mut c_char) -> [Tensor; N] {
     let mut out = [std::ptr::null_mut(); N];
     take(name, call(&mut out));
     // SAFETY: the call succeeded, so each pointer is a new at::Tensor that nobody else owns.
@@ -101,30 +96,23 @@ pub(crate) fn add_rms_norm(
     (sum, normal)
 }
 
-pub(crate) fn rotate(
-    x: &Tensor,
-    cos: &Tensor,
-    sin: &Tensor,
-    norm: Option<(&Tensor, f64)>,
-) -> Tensor {
+pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, norm: Option<(&Tensor, f64)>) -> Tensor {
     let (weight, eps) = (norm.map(|n| n.0), norm.map_or(0.0, |n| n.1));
     let [out] = outputs("rotate", |[out]| unsafe {
-        model_rotate(
-            pointer(Some(x)),
-            pointer(Some(cos)),
-            pointer(Some(sin)),
-            pointer(weight),
-            eps,
-            out,
-        )
+        model_rotate(pointer(Some(x)), pointer(Some(cos)), pointer(Some(sin)), pointer(weight), eps, out)
+    });
+    out
+}
+
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let [out] = outputs("attention", |[out]| unsafe {
+        model_attention(pointer(Some(q)), pointer(Some(k)), pointer(Some(v)), out)
     });
     out
 }
 
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
-    let [out] = outputs("swiglu", |[out]| unsafe {
-        model_swiglu(pointer(Some(gate)), pointer(Some(up)), out)
-    });
+    let [out] = outputs("swiglu", |[out]| unsafe { model_swiglu(pointer(Some(gate)), pointer(Some(up)), out) });
     out
 }
 
@@ -132,9 +120,7 @@ pub(crate) fn linears(x: &Tensor, weights: &[&Tensor]) -> Vec<Tensor> {
     let pointers: Vec<_> = weights.iter().map(|&weight| pointer(Some(weight))).collect();
     let mut out = vec![std::ptr::null_mut(); weights.len()];
     // SAFETY: both lists have `weights.len()` places.
-    let message = unsafe {
-        model_linears(pointer(Some(x)), pointers.as_ptr(), pointers.len(), out.as_mut_ptr())
-    };
+    let message = unsafe { model_linears(pointer(Some(x)), pointers.as_ptr(), pointers.len(), out.as_mut_ptr()) };
     take("linears", message);
     // SAFETY: as in `outputs`.
     out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect()

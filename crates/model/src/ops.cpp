@@ -59,6 +59,7 @@ const KernelTables& kernels() {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
+    if (v4 && __builtin_cpu_supports("avx512bf16")) return model_kernels_v4bf16;
     return v4 ? model_kernels_v4 : v3 ? model_kernels_v3 : model_kernels_plain;
   }();
   return chosen;
@@ -194,6 +195,171 @@ struct Rotate : Function<Rotate> {
       });
     });
     return {out, {}, {}, partial.defined() ? partial.sum(0) : Tensor(), {}};
+  }
+};
+
+// (B, X, Y, D) -> (B, Y, X, D).
+Tensor swap(const Tensor& x_) {
+  const Tensor x = x_.contiguous();
+  const int64_t first = x.size(1), second = x.size(2), bytes = x.size(3) * x.element_size();
+  Tensor out = at::empty({x.size(0), second, first, x.size(3)}, x.options());
+  const char* from = static_cast<const char*>(x.data_ptr());
+  char* to = static_cast<char*>(out.data_ptr());
+  parallel(x.size(0) * second, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t batch = row / second, y = row % second;
+      for (int64_t i = 0; i < first; ++i) {
+        std::memcpy(to + (row * first + i) * bytes, from + ((batch * first + i) * second + y) * bytes, bytes);
+      }
+    }
+  });
+  return out;
+}
+
+// Causal attention with shared keys and values: q (B, T, H, D), k and v (B, T, G, D), G dividing H. In blocks of
+// queries, so that only one block's shares exist, and with the heads that share keys in one product. The scores and
+// their softmax are f32, the shares narrow. (libtorch's flash kernel does all its products in f32 on processors
+// without AMX, at a quarter of the speed.)
+struct Attention : Function<Attention> {
+  static constexpr int64_t BLOCK = 128;
+  // Shares of a sequence up to this long are kept for the backward pass; longer ones are computed again.
+  static constexpr int64_t KEPT = 512;
+
+  struct Block {
+    int64_t first, count, end;
+  };
+
+  static std::vector<Block> blocks(int64_t length) {
+    std::vector<Block> all;
+    for (int64_t first = 0; first < length; first += BLOCK) {
+      const int64_t end = std::min(length, first + BLOCK);
+      all.push_back({first, end - first, end});
+    }
+    return all;
+  }
+
+  // The rows of a block of x (B, H, T, D) for each group of heads: (B·G, H/G·count, D).
+  static Tensor rows(const Tensor& x, int64_t groups, const Block& block) {
+    const int64_t shared = x.size(1) / groups;
+    return x.view({x.size(0) * groups, shared, x.size(2), x.size(3)})
+        .narrow(2, block.first, block.count)
+        .reshape({x.size(0) * groups, shared * block.count, x.size(3)});
+  }
+
+  // Puts such rows back.
+  static void put(const Tensor& x, int64_t groups, const Block& block, const Tensor& rows) {
+    const int64_t shared = x.size(1) / groups;
+    x.view({x.size(0) * groups, shared, x.size(2), x.size(3)})
+        .narrow(2, block.first, block.count)
+        .copy_(rows.view({x.size(0) * groups, shared, block.count, x.size(3)}));
+  }
+
+  // (B, G, T, D) -> the first keys of each group, (B·G, end, D).
+  static Tensor keys(const Tensor& x, const Block& block) { return x.flatten(0, 1).narrow(1, 0, block.end); }
+
+  static float scale(const Tensor& q) { return 1.0f / std::sqrt(static_cast<float>(q.size(3))); }
+
+  // The keys as the processor's bf16 products take them, or nothing where it has none.
+  static Tensor pack(const Tensor& k) {
+    Tensor out;
+    dispatch(narrow_is_bf16(k), [&](const auto& kernel) {
+      using T = decltype(kernel_type(kernel));
+      if (!kernel.scores.pack_keys) return;
+      const int64_t batch = k.size(0) * k.size(1), length = k.size(2), dim = k.size(3);
+      const int64_t padded = (length + SCORE_COLUMNS - 1) / SCORE_COLUMNS * SCORE_COLUMNS;
+      out = at::empty({batch, padded, dim / 2}, k.options().dtype(at::kInt));
+      parallel(batch, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          kernel.scores.pack_keys(pointer<T>(k) + i * length * dim, length, dim,
+                                  pointer<int32_t>(out) + i * padded * (dim / 2));
+        }
+      });
+    });
+    return out;
+  }
+
+  static Tensor shares(const Tensor& q, const Tensor& k, const Tensor& packed, const Block& block) {
+    return packed.defined() ? packed_shares(q, packed, k.size(1), block) : plain_shares(q, k, block);
+  }
+
+  static Tensor packed_shares(const Tensor& q, const Tensor& packed, int64_t groups, const Block& block) {
+    const Tensor queries = rows(q, groups, block);
+    const int64_t batch = queries.size(0), count = queries.size(1), dim = queries.size(2);
+    Tensor out = at::empty({batch, count, block.end}, q.options());
+    dispatch(narrow_is_bf16(q), [&](const auto& kernel) {
+      using T = decltype(kernel_type(kernel));
+      constexpr int64_t PIECE = 4 * SCORE_ROWS;
+      const int64_t each = (count + PIECE - 1) / PIECE;
+      parallel(batch * each, 1, [&](int64_t begin, int64_t end) {
+        std::vector<float> buffer(SCORE_ROWS * (block.end + SCORE_COLUMNS));
+        for (int64_t piece = begin; piece < end; ++piece) {
+          const int64_t i = piece / each, first = piece % each * PIECE;
+          kernel.scores.shares_rows(pointer<T>(queries) + i * count * dim,
+                                    pointer<int32_t>(packed) + i * packed.size(1) * (dim / 2), dim, first,
+                                    std::min(count, first + PIECE), block.first, block.count, block.end, scale(q),
+                                    buffer.data(), pointer<T>(out) + i * count * block.end);
+        }
+      });
+    });
+    return out;
+  }
+
+  static Tensor plain_shares(const Tensor& q, const Tensor& k, const Block& block) {
+    Tensor scores = at::bmm(rows(q, k.size(1), block).to(at::kFloat), keys(k, block).to(at::kFloat).transpose(1, 2));
+    Tensor out = q.scalar_type() == at::kFloat ? scores : at::empty(scores.sizes(), q.options());
+    dispatch(narrow_is_bf16(q), [&](const auto& kernel) {
+      using T = decltype(kernel_type(kernel));
+      parallel(scores.size(0) * scores.size(1), grain(block.end), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          kernel.softmax_row(pointer<float>(scores) + row * block.end, block.first + row % block.count + 1, block.end,
+                             scale(q), pointer<T>(out) + row * block.end);
+        }
+      });
+    });
+    return out;
+  }
+
+  static Tensor forward(AutogradContext* context, const Tensor& q_, const Tensor& k_, const Tensor& v_) {
+    const Tensor q = swap(q_), k = swap(k_), v = swap(v_);
+    const bool keep = q.size(2) <= KEPT && (q_.requires_grad() || k_.requires_grad() || v_.requires_grad());
+    Tensor out = at::empty_like(q);
+    variable_list saved{q, k, v};
+    const Tensor packed = pack(k);
+    for (const Block& block : blocks(q.size(2))) {
+      const Tensor p = shares(q, k, packed, block);
+      put(out, k.size(1), block, at::bmm(p, keys(v, block)));
+      if (keep) saved.push_back(p);
+    }
+    context->save_for_backward(saved);
+    return swap(out);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &q = saved[0], &k = saved[1], &v = saved[2];
+    const int64_t groups = k.size(1);
+    const Tensor gradient = swap(gradients[0]);
+    Tensor d_q = at::empty_like(q), d_k = at::zeros_like(k), d_v = at::zeros_like(v);
+    const Tensor packed = saved.size() > 3 ? Tensor() : pack(k);
+    size_t index = 3;
+    for (const Block& block : blocks(q.size(2))) {
+      const Tensor p = saved.size() > 3 ? saved[index++] : shares(q, k, packed, block);
+      const Tensor from = rows(gradient, groups, block);
+      keys(d_v, block).baddbmm_(p.transpose(1, 2), from);
+      Tensor d_scores = at::bmm(from, keys(v, block).transpose(1, 2));
+      dispatch(narrow_is_bf16(q), [&](const auto& kernel) {
+        using T = decltype(kernel_type(kernel));
+        parallel(p.size(0) * p.size(1), grain(block.end), [&](int64_t begin, int64_t end) {
+          for (int64_t row = begin; row < end; ++row) {
+            kernel.softmax_backward_row(pointer<T>(p) + row * block.end, pointer<T>(d_scores) + row * block.end,
+                                        block.first + row % block.count + 1, block.end, scale(q));
+          }
+        });
+      });
+      put(d_q, groups, block, at::bmm(d_scores, keys(k, block)));
+      keys(d_k, block).baddbmm_(d_scores.transpose(1, 2), rows(q, groups, block));
+    }
+    return {swap(d_q), swap(d_k), swap(d_v)};
   }
 };
 
@@ -395,6 +561,17 @@ char* model_rotate(const Tensor* x, const Tensor* cos, const Tensor* sin, const 
     }
     TORCH_CHECK(!weight || weight->numel() == x->size(3), "the head norm's weight does not fit");
     *out = new Tensor(Rotate::apply(*x, *cos, *sin, optional(weight), eps));
+  });
+}
+
+char* model_attention(const Tensor* q, const Tensor* k, const Tensor* v, Tensor** out) {
+  return guarded([&] {
+    check_cpu({q, k, v});
+    TORCH_CHECK(q->dim() == 4 && k->dim() == 4 && k->sizes() == v->sizes() && q->size(0) == k->size(0) &&
+                    q->size(1) == k->size(1) && q->size(3) == k->size(3) && q->size(2) % k->size(2) == 0,
+                "queries (B, T, H, D), keys and values (B, T, G, D) with G dividing H");
+    TORCH_CHECK(q->scalar_type() == k->scalar_type() && q->scalar_type() == v->scalar_type(), "types differ");
+    *out = new Tensor(Attention::apply(*q, *k, *v));
   });
 }
 

@@ -75,7 +75,7 @@ pub fn rotate(x: &Tensor, rope: &Rope, norm: Option<HeadNorm>) -> Tensor {
 
 /// Causal grouped-query attention: q (B, T, H, head_dim), k and v (B, T, H_kv, head_dim), result (B, T, H, head_dim).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-    portable::attention(q, k, v)
+    if fused(q, q.kind()) { native::attention(q, k, v) } else { portable::attention(q, k, v) }
 }
 
 /// `silu(gate) · up`, elementwise (SwiGLU, Shazeer 2020).
@@ -133,17 +133,8 @@ pub mod portable {
         let repeat = q.size()[2] / k.size()[2];
         let heads = |t: &Tensor| t.repeat_interleave_self_int(repeat, 2, None).transpose(1, 2);
         let (k, v) = (heads(k), heads(v));
-        Tensor::scaled_dot_product_attention(
-            &q.transpose(1, 2),
-            &k,
-            &v,
-            None::<Tensor>,
-            0.0,
-            true,
-            None,
-            false,
-        )
-        .transpose(1, 2)
+        Tensor::scaled_dot_product_attention(&q.transpose(1, 2), &k, &v, None::<Tensor>, 0.0, true, None, false)
+            .transpose(1, 2)
     }
 
     /// See [`super::swiglu`].

@@ -60,16 +60,13 @@ pub fn score(
     let batch = (BATCH_TOKENS / window).max(1) * window;
     let (full, rest) = ids.split_at(whole);
     let mut done = 0;
-    for (tokens, length) in
-        full.chunks(batch).map(|c| (c, window)).chain([(rest, rest.len())]).filter(|c| c.1 >= 2)
-    {
+    for (tokens, length) in full.chunks(batch).map(|c| (c, window)).chain([(rest, rest.len())]).filter(|c| c.1 >= 2) {
         let losses = batch_losses(decoder, linears, tokens, length);
         for (window, losses) in tokens.chunks(length).zip(losses.chunks(length - 1)) {
             let nats: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
             score.nats += nats;
             score.tokens += losses.len() as u64;
-            score.bytes +=
-                window[1..].iter().map(|&id| u64::from(token_bytes[id as usize])).sum::<u64>();
+            score.bytes += window[1..].iter().map(|&id| u64::from(token_bytes[id as usize])).sum::<u64>();
             score.window_losses.push(nats / losses.len() as f64);
         }
         done += tokens.len();
@@ -79,22 +76,14 @@ pub fn score(
 }
 
 /// Losses of positions 1.. of each row of `length` tokens, row after row.
-fn batch_losses(
-    decoder: &Decoder,
-    linears: &dyn Linears,
-    tokens: &[i64],
-    length: usize,
-) -> Vec<f32> {
+fn batch_losses(decoder: &Decoder, linears: &dyn Linears, tokens: &[i64], length: usize) -> Vec<f32> {
     no_grad(|| {
         let rows = (tokens.len() / length) as i64;
         let length = length as i64;
         let ids = Tensor::from_slice(tokens).view([rows, length]).to_device(decoder.head().device());
         let width = decoder.head().size()[1];
-        let hidden = decoder
-            .hidden(linears, &ids)
-            .view([rows, length, width])
-            .narrow(1, 0, length - 1)
-            .reshape([-1, width]);
+        let hidden =
+            decoder.hidden(linears, &ids).view([rows, length, width]).narrow(1, 0, length - 1).reshape([-1, width]);
         let targets = ids.narrow(1, 1, length - 1).reshape([-1]);
         let losses = token_losses(&hidden, decoder.head(), &targets).to_device(tch::Device::Cpu);
         let mut out = vec![0.0; losses.numel()];

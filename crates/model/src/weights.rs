@@ -62,10 +62,8 @@ impl Weights {
     /// When the file is missing or does not describe a model.
     pub fn config(base: &Path) -> Result<ModelConfig, ModelError> {
         let path = base.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| ModelError::Read { path: path.clone(), source })?;
-        serde_json::from_str(&text)
-            .map_err(|e| ModelError::Format { path, message: e.to_string() })
+        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
+        serde_json::from_str(&text).map_err(|e| ModelError::Format { path, message: e.to_string() })
     }
 
     /// Reads `model.safetensors` of a base folder. The file is mapped, not read whole; every tensor becomes `kind`
@@ -117,8 +115,7 @@ impl Weights {
                 let scaled = residual_names.iter().any(|module| name.contains(module));
                 let deviation = if scaled { 0.02 / residual } else { 0.02 };
                 // A generator per tensor: adding one does not change the others.
-                let mut rng =
-                    StdRng::seed_from_u64(seed.wrapping_mul(1 << 20).wrapping_add(index as u64));
+                let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1 << 20).wrapping_add(index as u64));
                 normal(&mut rng, count, deviation)
             };
             let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();

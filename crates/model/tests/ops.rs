@@ -6,10 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 fn random(shape: &[i64], kind: Kind) -> Tensor {
     // Values that bf16 holds exactly, so that only the operators differ.
-    Tensor::randn(shape, (Kind::Float, Device::Cpu))
-        .to_kind(Kind::BFloat16)
-        .to_kind(kind)
-        .set_requires_grad(true)
+    Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16).to_kind(kind).set_requires_grad(true)
 }
 
 fn close(what: &str, fused: &Tensor, plain: &Tensor, kind: Kind) {
@@ -70,18 +67,24 @@ fn add_rms_norm() {
             let (sum, normal) = f(&residual, Some(&delta), &weight, 1e-5, kind);
             vec![sum, normal]
         };
-        compare("add_rms_norm", kind, &[&residual, &delta, &weight], || both(ops::add_rms_norm), || {
-            both(portable::add_rms_norm)
-        });
+        compare(
+            "add_rms_norm",
+            kind,
+            &[&residual, &delta, &weight],
+            || both(ops::add_rms_norm),
+            || both(portable::add_rms_norm),
+        );
         // Without anything to add; and when only one of the two outputs is used.
         let alone = |f: Norm| vec![f(&residual, None, &weight, 1e-5, kind).1];
-        compare("rms_norm", kind, &[&residual, &weight], || alone(ops::add_rms_norm), || {
-            alone(portable::add_rms_norm)
-        });
+        compare("rms_norm", kind, &[&residual, &weight], || alone(ops::add_rms_norm), || alone(portable::add_rms_norm));
         let last = |f: Norm| vec![f(&residual, Some(&delta), &weight, 1e-5, kind).1];
-        compare("last norm", kind, &[&residual, &delta, &weight], || last(ops::add_rms_norm), || {
-            last(portable::add_rms_norm)
-        });
+        compare(
+            "last norm",
+            kind,
+            &[&residual, &delta, &weight],
+            || last(ops::add_rms_norm),
+            || last(portable::add_rms_norm),
+        );
     }
 }
 
@@ -96,12 +99,20 @@ fn rotate() {
         let x = random(&[3, 7, 5, 24], kind);
         let weight = random(&[24], Kind::Float);
         let norm = || Some(HeadNorm { weight: &weight, eps: 1e-6 });
-        compare("rotate", kind, &[&x], || vec![ops::rotate(&x, &rope, None)], || {
-            vec![portable::rotate(&x, &rope, None)]
-        });
-        compare("norm and rotate", kind, &[&x, &weight], || vec![ops::rotate(&x, &rope, norm())], || {
-            vec![portable::rotate(&x, &rope, norm())]
-        });
+        compare(
+            "rotate",
+            kind,
+            &[&x],
+            || vec![ops::rotate(&x, &rope, None)],
+            || vec![portable::rotate(&x, &rope, None)],
+        );
+        compare(
+            "norm and rotate",
+            kind,
+            &[&x, &weight],
+            || vec![ops::rotate(&x, &rope, norm())],
+            || vec![portable::rotate(&x, &rope, norm())],
+        );
     }
 }
 
@@ -112,9 +123,13 @@ fn swiglu() {
         let (gate, up) = (random(&[19, 33], kind), random(&[19, 33], kind));
         // Large gates, where the exponential is clamped, must be right too.
         let gate = (gate.detach() * 40.0).set_requires_grad(true);
-        compare("swiglu", kind, &[&gate, &up], || vec![ops::swiglu(&gate, &up)], || {
-            vec![(gate.to_kind(Kind::Float).silu() * up.to_kind(Kind::Float)).to_kind(kind)]
-        });
+        compare(
+            "swiglu",
+            kind,
+            &[&gate, &up],
+            || vec![ops::swiglu(&gate, &up)],
+            || vec![(gate.to_kind(Kind::Float).silu() * up.to_kind(Kind::Float)).to_kind(kind)],
+        );
     }
 }
 
@@ -124,9 +139,7 @@ fn linears() {
     for kind in KINDS {
         let x = random(&[21, 48], kind);
         let (a, b) = (random(&[32, 48], kind), random(&[16, 48], kind));
-        compare("linears", kind, &[&x, &a, &b], || ops::linears(&x, &[&a, &b]), || {
-            portable::linears(&x, &[&a, &b])
-        });
+        compare("linears", kind, &[&x, &a, &b], || ops::linears(&x, &[&a, &b]), || portable::linears(&x, &[&a, &b]));
     }
 }
 
@@ -136,9 +149,13 @@ fn attention() {
     for kind in KINDS {
         let q = random(&[2, 33, 6, 16], kind);
         let (k, v) = (random(&[2, 33, 2, 16], kind), random(&[2, 33, 2, 16], kind));
-        compare("attention", kind, &[&q, &k, &v], || vec![ops::attention(&q, &k, &v)], || {
-            vec![portable::attention(&q, &k, &v)]
-        });
+        compare(
+            "attention",
+            kind,
+            &[&q, &k, &v],
+            || vec![ops::attention(&q, &k, &v)],
+            || vec![portable::attention(&q, &k, &v)],
+        );
     }
 }
 

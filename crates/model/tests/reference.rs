@@ -92,14 +92,8 @@ fn reference(config: &ModelConfig, weights: &Weights, ids: &[i64]) -> Vec<Vec<f6
     for layer in 0..config.num_hidden_layers {
         let w = |kind: ProjectionKind| rows(weights, &kind.tensor(layer));
         let norm = |name: &str| one(format!("model.layers.{layer}.{name}.weight"));
-        let (wq, wk, wv, wo) = (
-            w(ProjectionKind::Q),
-            w(ProjectionKind::K),
-            w(ProjectionKind::V),
-            w(ProjectionKind::O),
-        );
-        let (gate, up, down) =
-            (w(ProjectionKind::Gate), w(ProjectionKind::Up), w(ProjectionKind::Down));
+        let (wq, wk, wv, wo) = (w(ProjectionKind::Q), w(ProjectionKind::K), w(ProjectionKind::V), w(ProjectionKind::O));
+        let (gate, up, down) = (w(ProjectionKind::Gate), w(ProjectionKind::Up), w(ProjectionKind::Down));
         let input = norm("input_layernorm");
         let heads = |x: &[f64], weight: &[Vec<f64>], which: &str, position: usize| {
             let all = times(weight, x);
@@ -127,18 +121,14 @@ fn reference(config: &ModelConfig, weights: &Weights, ids: &[i64]) -> Vec<Vec<f6
             for head in 0..config.num_attention_heads {
                 let scores: Vec<f64> = (0..=position)
                     .map(|p| {
-                        let dot: f64 = q[position][head]
-                            .iter()
-                            .zip(&k[p][head / shared])
-                            .map(|(a, b)| a * b)
-                            .sum();
+                        let dot: f64 = q[position][head].iter().zip(&k[p][head / shared]).map(|(a, b)| a * b).sum();
                         (dot / (dim as f64).sqrt()).exp()
                     })
                     .collect();
                 let total: f64 = scores.iter().sum();
-                mixed.extend((0..dim).map(|j| {
-                    (0..=position).map(|p| scores[p] / total * v[p][head / shared][j]).sum::<f64>()
-                }));
+                mixed.extend(
+                    (0..dim).map(|j| (0..=position).map(|p| scores[p] / total * v[p][head / shared][j]).sum::<f64>()),
+                );
             }
             for (x, out) in stream[position].iter_mut().zip(times(&wo, &mixed)) {
                 *x += out;
@@ -147,11 +137,8 @@ fn reference(config: &ModelConfig, weights: &Weights, ids: &[i64]) -> Vec<Vec<f6
         let post = norm("post_attention_layernorm");
         for x in &mut stream {
             let h = rms_norm(x, &post, config.rms_norm_eps);
-            let product: Vec<f64> = times(&gate, &h)
-                .iter()
-                .zip(times(&up, &h))
-                .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
-                .collect();
+            let product: Vec<f64> =
+                times(&gate, &h).iter().zip(times(&up, &h)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
             for (x, out) in x.iter_mut().zip(times(&down, &product)) {
                 *x += out;
             }
@@ -176,13 +163,20 @@ fn the_decoder_agrees_with_plain_loops() {
         let config = tiny(architecture, tied);
         let weights = weights(&config);
         // Two rows: the second shows that rows do not see each other.
-        let ids = Tensor::from_slice(&[IDS, { let mut r = IDS; r.reverse(); r }].concat()).view([2, 20]);
+        let ids = Tensor::from_slice(
+            &[IDS, {
+                let mut r = IDS;
+                r.reverse();
+                r
+            }]
+            .concat(),
+        )
+        .view([2, 20]);
         let found = logits(&config, &weights, Kind::Float, &ids).view([2, 20, 40]);
         let mut reversed = IDS;
         reversed.reverse();
         for (row, ids) in [IDS, reversed].iter().enumerate() {
-            let expected: Vec<f32> =
-                reference(&config, &weights, ids).concat().iter().map(|&x| x as f32).collect();
+            let expected: Vec<f32> = reference(&config, &weights, ids).concat().iter().map(|&x| x as f32).collect();
             let expected = Tensor::from_slice(&expected).view([20, 40]);
             let error = (found.get(row as i64) - &expected).abs().max().double_value(&[]);
             let scale = expected.abs().max().double_value(&[]);

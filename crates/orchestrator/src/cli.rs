@@ -20,11 +20,17 @@ use crate::status::{self, Status};
 /// One command does it all: `run` fetches libtorch, builds, prepares model and text, measures the baseline and then
 /// proposes, trains and measures experiments until it is stopped.
 #[derive(Debug, Parser)]
-#[command(name = "orchestrator", version, max_term_width = 110, after_help = EXIT_CODES)]
+#[command(name = "orchestrator", version, max_term_width = 110, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo run --release -- run                        the whole main job, until Ctrl-C
+  cargo run --release -- status                     what it is doing, from another terminal
+  cargo run --release -- results                    what it found";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -62,7 +68,7 @@ struct Run {
     /// Stop when the search has this many rows.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     experiments: Option<u64>,
-    /// Begin no experiment after this many hours.
+    /// Begin no experiment after this many hours, counted from now.
     #[arg(long, value_name = "H", value_parser = hours)]
     hours: Option<f64>,
     #[command(flatten)]

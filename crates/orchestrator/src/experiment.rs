@@ -167,8 +167,10 @@ impl Search<'_> {
         if self.state.incumbent().is_none() {
             self.write(Event::Abandoned(Abandoned { experiment: number, reason: reason.clone(), again: true }))?;
             let folder = self.layout.experiment(number);
-            let log = if folder.join("run.log").exists() { "run.log" } else { "build.log" };
-            return Err(Failure::Baseline { reason, log: folder.join(log) });
+            // The log of the last step that it came to.
+            let logs = ["eval.log", "run.log", "build.log"].map(|name| folder.join(name));
+            let log = logs.into_iter().find(|log| log.exists()).unwrap_or(folder);
+            return Err(Failure::Baseline { reason, log });
         }
         self.end(status, Some(reason), None)?;
         Ok(Turn::Done)

@@ -389,3 +389,6 @@ pub fn agent_name(kind: AgentKind) -> &'static str {
         AgentKind::Random => "random",
     }
 }
+
+#[cfg(test)]
+mod tests;

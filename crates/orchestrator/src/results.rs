@@ -15,7 +15,7 @@ use crate::files;
 use crate::ledger::{Row, Status};
 use crate::workspace::Workspace;
 
-pub use table::{Document, line, print, summary};
+pub use table::{Document, header, line, print, summary};
 
 /// The first five are those of karpathy/autoresearch.
 pub const COLUMNS: [&str; 20] = [

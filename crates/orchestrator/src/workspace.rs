@@ -22,6 +22,9 @@ use crate::layout::RECIPE;
 /// What an experiment is built from; changes here that are not committed would not be in the search's worktree.
 const SOURCES: [&str; 5] = ["crates", "prepare", ".cargo", "Cargo.toml", "Cargo.lock"];
 
+/// Branches of searches.
+const BRANCHES: &str = "refs/heads/autoresearch/";
+
 /// The repository, as the search uses it.
 pub struct Workspace {
     repository: Repository,
@@ -38,6 +41,13 @@ impl Workspace {
             message: format!("{} is not a git repository that can be used: {}", root.display(), e.message()),
             hint: "the search commits what it tries: use a git clone rather than an unpacked archive".into(),
         })?;
+        let searched = repository.head().is_ok_and(|head| head.name().is_some_and(|n| n.starts_with(BRANCHES)));
+        if repository.is_worktree() && searched {
+            return Err(Failure::Checkout {
+                message: format!("{} is a search's own worktree", root.display()),
+                hint: "change into the checkout that it belongs to".into(),
+            });
+        }
         Ok(Self { repository, root: root.to_owned() })
     }
 
@@ -287,7 +297,7 @@ fn branch_name(tag: &str) -> String {
 }
 
 fn branch_ref(tag: &str) -> String {
-    format!("refs/heads/{}", branch_name(tag))
+    format!("{BRANCHES}{tag}")
 }
 
 fn candidate_ref(tag: &str, experiment: u64) -> String {

@@ -1,6 +1,8 @@
 //! The loop under kills: the real orchestrator on a real repository, with shell scripts for cargo, trainer, evaluator
 //! and prepare, so that hundreds of starts take seconds. What those do in earnest is tested elsewhere.
 
+#![allow(clippy::unwrap_used, reason = "the whole file is tests")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -89,21 +89,21 @@ const SCRATCH: Knobs = Knobs {
 
     warmup: Warmup::Linear, // search: Linear | Cosine | Exponential | Sigmoid | Step | Plateau
     warmup_end: 0.1,        // search: 0.0..0.6
-    warmup_levels: 4,       // search: 2..8
-    warmup_rate: 6.0,       // search: 2.0..12.0
-    temperature: 0.5,       // search: 0.2..1.0
+    warmup_levels: 4,
+    warmup_rate: 6.0,
+    temperature: 0.5,
     temperature_last: 0.1,
-    hard_from: 0.4, // search: 0.1..0.8
+    hard_from: 0.4,
 
     learning_rate: 4e-3,       // search: log 5e-4..2e-2
     dense_learning_rate: 4e-3, // search: log 5e-4..2e-2
-    scale_learning_rate: 1e-3, // search: log 1e-4..1e-2
-    lr_warmup: 0.02,           // search: 0.0..0.1
-    lr_decay: Decay::Linear,   // search: Linear | Cosine | Wsd
-    lr_cooldown: 0.3,          // search: 0.1..0.8
-    lr_last: 0.05,             // search: 0.0..0.2
+    scale_learning_rate: 1e-3,
+    lr_warmup: 0.02,         // search: 0.0..0.1
+    lr_decay: Decay::Linear, // search: Linear | Cosine | Wsd
+    lr_cooldown: 0.3,
+    lr_last: 0.05, // search: 0.0..0.2
 
-    beta1: 0.9,  // search: 0.8..0.95
+    beta1: 0.9,
     beta2: 0.95, // search: 0.9..0.99
     epsilon: 1e-8,
     weight_decay: 0.01, // search: log 1e-3..3e-1
@@ -126,21 +126,21 @@ const PRETRAINED: Knobs = Knobs {
 
     warmup: Warmup::Linear, // search: Linear | Cosine | Exponential | Sigmoid | Step | Plateau
     warmup_end: 0.0,        // search: 0.0..0.4
-    warmup_levels: 4,       // search: 2..8
-    warmup_rate: 6.0,       // search: 2.0..12.0
-    temperature: 0.5,       // search: 0.2..1.0
+    warmup_levels: 4,
+    warmup_rate: 6.0,
+    temperature: 0.5,
     temperature_last: 0.1,
-    hard_from: 0.4, // search: 0.1..0.8
+    hard_from: 0.4,
 
     learning_rate: 5e-4,       // search: log 5e-5..3e-3
     dense_learning_rate: 1e-4, // search: log 1e-5..1e-3
-    scale_learning_rate: 1e-3, // search: log 1e-4..1e-2
-    lr_warmup: 0.05,           // search: 0.0..0.2
-    lr_decay: Decay::Linear,   // search: Linear | Cosine | Wsd
-    lr_cooldown: 0.3,          // search: 0.1..0.8
-    lr_last: 0.05,             // search: 0.0..0.2
+    scale_learning_rate: 1e-3,
+    lr_warmup: 0.05,         // search: 0.0..0.2
+    lr_decay: Decay::Linear, // search: Linear | Cosine | Wsd
+    lr_cooldown: 0.3,
+    lr_last: 0.05, // search: 0.0..0.2
 
-    beta1: 0.9,  // search: 0.8..0.95
+    beta1: 0.9,
     beta2: 0.95, // search: 0.9..0.999
     epsilon: 1e-8,
     weight_decay: 0.0, // search: 0.0..0.1

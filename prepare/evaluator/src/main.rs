@@ -113,6 +113,7 @@ fn measure(args: &Args) -> Result<Outcome> {
     let campaign = Campaign::load(&args.campaign)?;
     let device = device(args.device)?;
     let base = Base::open(&campaign, &args.data)?;
+    campaign.check_model(&base.config).map_err(anyhow::Error::msg)?;
     let compute = match campaign.evaluation.precision {
         Precision::F32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
@@ -142,15 +143,15 @@ fn measure(args: &Args) -> Result<Outcome> {
     };
     let (decoder, linears) = match &args.artifact {
         None => {
-            let folder = base.folder.as_deref().context(
-                "this campaign trains from scratch: there is no parent to measure; leave out --base",
-            )?;
+            let folder = base
+                .folder
+                .as_deref()
+                .context("this campaign trains from scratch: there is no parent to measure; leave out --base")?;
             let stored = Weights::load(folder, None, Device::Cpu)?;
             stored.check(&base.config)?;
             report.bits_per_weight = stored_bits(&base.config, &stored)?;
             report.artifact_sha256 = base.sha256.clone().unwrap_or_default();
-            let stored: Weights =
-                stored.iter().map(|(n, t)| (n.to_owned(), t.to_device(device))).collect();
+            let stored: Weights = stored.iter().map(|(n, t)| (n.to_owned(), t.to_device(device))).collect();
             let dense = Dense::new(&base.config, &stored, compute)?;
             let decoder = Decoder::new(&base.config, &stored.unquantized(&base.config)?, compute)?;
             (decoder, Quantized { dense, activation_bits: 16 })
@@ -162,9 +163,7 @@ fn measure(args: &Args) -> Result<Outcome> {
                 Err(error) => return Ok(Outcome::Invalid(error.to_string())),
             };
             let sha256 = base.sha256.as_deref();
-            if let Err(reason) =
-                evaluator::constraints::check(&artifact, &base.config, sha256, &campaign.constraints)
-            {
+            if let Err(reason) = evaluator::constraints::check(&artifact, &base.config, sha256, &campaign.constraints) {
                 return Ok(Outcome::Invalid(reason));
             }
             report.artifact_sha256 = artifact::sha256_file(path)?;
@@ -182,9 +181,7 @@ fn measure(args: &Args) -> Result<Outcome> {
     };
 
     let bar = ProgressBar::new(text.ids.len() as u64).with_message(format!("evaluating {name}"));
-    bar.set_style(ProgressStyle::with_template(
-        "{msg} {bar:32} {pos}/{len} tokens, {per_sec}, {eta} left",
-    )?);
+    bar.set_style(ProgressStyle::with_template("{msg} {bar:32} {pos}/{len} tokens, {per_sec}, {eta} left")?);
     let start = Instant::now();
     let window = campaign.evaluation.window;
     let score = model::score(&decoder, &linears, &text.ids, &text.token_bytes, window, |done| {
@@ -252,12 +249,6 @@ impl Text {
         let most = evaluation.max_tokens.unwrap_or(usize::MAX) as u64;
         let mut ids = vec![0; tokens.len().min(most) as usize];
         tokens.copy(0, &mut ids);
-        ensure!(
-            evaluation.window >= 2 && evaluation.window <= config.max_position_embeddings,
-            "evaluation.window is {}: it must be between 2 and the model's context of {}",
-            evaluation.window,
-            config.max_position_embeddings
-        );
         ensure!(ids.len() >= 2, "the part has fewer than two tokens: give it more text in [data]");
         let vocabulary = config.vocab_size.min(token_bytes.len()) as i64;
         ensure!(

@@ -15,12 +15,7 @@ use tch::{Device, Kind};
 const TOKENS: usize = 32_768;
 
 fn source(from: &str, path: &str, sha256: &str) -> Source {
-    Source {
-        from: from.into(),
-        path: Some(path.into()),
-        sha256: Some(sha256.into()),
-        revision: None,
-    }
+    Source { from: from.into(), path: Some(path.into()), sha256: Some(sha256.into()), revision: None }
 }
 
 /// The model's folder and the token ids.

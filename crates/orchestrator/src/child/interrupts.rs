@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::Event;
@@ -21,13 +21,13 @@ struct Shared {
 pub struct Interrupts(Arc<Shared>);
 
 impl Interrupts {
-    /// Takes over SIGINT, SIGTERM and SIGHUP; `notice` is called with the count, on a thread of its own.
+    /// Takes over SIGINT and SIGTERM, and leaves SIGHUP to nohup; `notice` is called with the count, on a thread of its own.
     ///
     /// # Errors
     /// When the system refuses the handlers.
     pub fn listen(notice: impl Fn(usize) + Send + 'static) -> Result<Self> {
         let interrupts = Self::default();
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen for Ctrl-C")?;
+        let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for Ctrl-C")?;
         let shared = interrupts.clone();
         std::thread::spawn(move || {
             for _ in signals.forever() {

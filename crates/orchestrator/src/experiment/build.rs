@@ -3,7 +3,6 @@
 //! Compiled dependencies are shared with the user's checkout (cargo's build directory), so that libtorch's bindings,
 //! minutes of C++, are compiled once; what is built for the search lands in a folder of its own.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -44,7 +43,7 @@ impl Search<'_> {
             .env("CARGO_TERM_PROGRESS_WHEN", "never")
             .env("CARGO_TARGET_DIR", &target)
             .env("CARGO_BUILD_BUILD_DIR", &self.build_dir)
-            .env("LIBTORCH", libtorch(&self.layout.root));
+            .env("LIBTORCH", setup::libtorch_folder(&self.layout.root));
         let bar = self.printer.spinner(format!("#{} building", proposed.experiment));
         let finished = self.runner.run(&task, |elapsed| bar.tick(elapsed))?;
         let reason = match finished.end {
@@ -65,13 +64,6 @@ impl Search<'_> {
         };
         Ok(Step::Failed(Status::Crash, format!("does not build: {reason}")))
     }
-}
-
-/// The very text that the checkout is built with, as cargo set it for this process: another one, though it be the same
-/// folder, rebuilds libtorch's bindings.
-fn libtorch(root: &Path) -> PathBuf {
-    let set = std::env::var_os("LIBTORCH").map(PathBuf::from);
-    set.filter(|path| path.is_absolute()).unwrap_or_else(|| root.join(".libtorch/torch"))
 }
 
 /// What the compiler complained about first.

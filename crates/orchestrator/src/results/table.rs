@@ -26,11 +26,17 @@ pub fn line(row: &Row) -> String {
     )
 }
 
-const HEADER: &str = "   # commit  status        eval_ppl       gain  GB     sec    agent    description";
+/// Names of the columns of [`line`]. The gain is in nats per token over the parent.
+pub fn header() -> String {
+    format!(
+        "{:>4} {:<7} {:<7} {:>14} {:>10} {:>5} {:>6} {:<8} {}",
+        "#", "commit", "status", "eval_ppl", "gain", "GB", "sec", "agent", "description"
+    )
+}
 
 /// The whole table.
 pub fn print(state: &State) -> String {
-    let mut text = format!("{HEADER}\n");
+    let mut text = header() + "\n";
     for row in &state.rows {
         let _ = writeln!(text, "{}", line(row));
     }

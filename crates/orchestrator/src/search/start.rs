@@ -73,6 +73,7 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
         &search.started.start[..7],
         search.layout.run().display()
     ));
+    search.printer.line(&results::header());
     let stop = search.search(options.experiments, options.hours);
     // Whatever happened, leave the worktree at the incumbent.
     if let Some(row) = search.state.incumbent()

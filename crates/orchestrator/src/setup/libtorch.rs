@@ -96,8 +96,8 @@ pub fn libtorch(root: &Path) -> Result<()> {
 
 /// Where libtorch is: what LIBTORCH says, else in `.libtorch`. Every build must be told the very same text: another one
 /// compiles libtorch's bindings again.
-fn folder(root: &Path) -> PathBuf {
-    std::env::var_os("LIBTORCH").map_or_else(|| root.join(".libtorch/torch"), PathBuf::from)
+pub fn folder(root: &Path) -> PathBuf {
+    std::env::var_os("LIBTORCH").map_or_else(|| root.join(".libtorch/torch"), |own| root.join(own))
 }
 
 fn install(root: &Path, set: &Set) -> Result<()> {
