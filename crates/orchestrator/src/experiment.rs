@@ -210,9 +210,7 @@ impl Search<'_> {
         if status == Status::Keep {
             self.move_branch()?;
         }
-        if status != Status::Keep {
-            self.discard_files(row.experiment);
-        }
+        self.remove_superfluous(&row);
         results::publish(self.workspace, &self.layout.tag, &self.state.rows)?;
         self.printer.record(&results::line(&row), &row);
         Ok(())
@@ -226,12 +224,14 @@ impl Search<'_> {
         self.workspace.advance(&self.layout.tag, from, to)
     }
 
-    /// Frees the space of an experiment that was not kept; its logs and figures stay.
-    pub fn discard_files(&self, number: u64) {
-        for path in [self.layout.artifact(number), self.layout.experiment(number).join("trainer")] {
+    /// Frees the space of an experiment that is over: the trainer, which its commit can give again, and the artifact,
+    /// unless it was kept. Logs and figures stay.
+    pub fn remove_superfluous(&self, row: &Row) {
+        let artifact = (row.status != Status::Keep).then(|| self.layout.artifact(row.experiment));
+        for path in artifact.into_iter().chain([self.layout.experiment(row.experiment).join("trainer")]) {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), error = %e, "cannot remove a discarded file");
+                    tracing::warn!(path = %path.display(), error = %e, "cannot remove a superfluous file");
                 }
                 _ => {}
             }

@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::experiment::{Turn, handed_over, oid};
 use crate::journal::Journal;
 use crate::layout::Layout;
-use crate::ledger::{Abandoned, Event, Resumed, Started, State, Status};
+use crate::ledger::{Abandoned, Event, Resumed, Started, State};
 use crate::printer::Printer;
 use crate::results;
 use crate::workspace::{Workspace, Worktree};
@@ -197,8 +197,8 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        for row in self.state.rows.iter().filter(|row| row.status != Status::Keep) {
-            self.discard_files(row.experiment);
+        for row in &self.state.rows {
+            self.remove_superfluous(row);
         }
         results::publish(self.workspace, &self.layout.tag, &self.state.rows)
     }

@@ -75,7 +75,7 @@ fn exponentials<T: Real>(row: &[T], temperature: f32, out: &mut Vec<f32>) -> (f3
     (most, sum)
 }
 
-/// −log softmax(row)[target].
+/// −log softmax(row) at `target`.
 #[inline(always)]
 fn entropy<T: Real>(row: &[T], target: usize, most: f32, sum: f64) -> f64 {
     sum.ln() - f64::from(row[target].widen() - most)

@@ -78,7 +78,7 @@ struct Knobs {
 
 /// Campaigns from random initial weights.
 const SCRATCH: Knobs = Knobs {
-    batch: 16,   // search: 4 | 8 | 16 | 32
+    batch: 8,    // search: 4 | 8 | 16 | 32
     window: 128, // search: 64 | 128 | 256
 
     group_size: 128,             // search: 64 | 128 | 256
@@ -95,8 +95,8 @@ const SCRATCH: Knobs = Knobs {
     temperature_last: 0.1,
     hard_from: 0.4,
 
-    learning_rate: 4e-3,       // search: log 5e-4..2e-2
-    dense_learning_rate: 4e-3, // search: log 5e-4..2e-2
+    learning_rate: 1e-3,       // search: log 2e-4..5e-3
+    dense_learning_rate: 8e-3, // search: log 1e-3..3e-2
     scale_learning_rate: 1e-3,
     lr_warmup: 0.02,         // search: 0.0..0.1
     lr_decay: Decay::Linear, // search: Linear | Cosine | Wsd

@@ -26,7 +26,7 @@ pub fn line(row: &Row) -> String {
     )
 }
 
-/// Names of the columns of [`line`]. The gain is in nats per token over the parent.
+/// Names of the columns of [`line()`]. The gain is in nats per token over the parent.
 pub fn header() -> String {
     format!(
         "{:>4} {:<7} {:<7} {:>14} {:>10} {:>5} {:>6} {:<8} {}",
