@@ -119,7 +119,7 @@ fn main() {
             for (i, v) in [f, g - f, e - g, e].into_iter().enumerate() { best[i] = best[i].min(v); }
             continue;
         }
-        let loss = loss::cross_entropy(&h, d.head(), &y, None);
+        let loss = ternary::loss::objective(&h, d.head(), &y, None);
         let g = cpu() - start;
         loss.total.backward();
         let e = cpu() - start;

@@ -151,7 +151,7 @@ fn check(config: &ModelConfig) -> Result<(), ModelError> {
         "a size is zero"
     } else if config.head_dim == 0 || config.head_dim % 2 == 1 {
         "head_dim must be even, for the rotary embedding"
-    } else if config.num_attention_heads % config.num_key_value_heads != 0 {
+    } else if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
         "num_key_value_heads must divide num_attention_heads"
     } else if !(config.rms_norm_eps >= 0.0 && config.rope_theta > 0.0) {
         "rms_norm_eps and rope_theta must be positive"

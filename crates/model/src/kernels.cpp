@@ -202,48 +202,6 @@ INLINE float largest(const T* x, int64_t count) {
   return top;
 }
 
-// Loss of one position and, in place of the logits, `factor` times its gradient: softmax - onehot.
-template <typename T>
-void entropy_row(T* logits, int64_t count, int64_t target, float factor, bool gradient, float* loss) {
-  const float top = largest(logits, count), at_target = widen(logits[target]);
-  float sum = 0.0f;
-  for (int64_t j = 0; j < count; ++j) sum += exponential(widen(logits[j]) - top);
-  *loss = std::log(sum) + top - at_target;
-  if (!gradient) return;
-  const float share = factor / sum;
-  for (int64_t j = 0; j < count; ++j) narrow(exponential(widen(logits[j]) - top) * share, logits + j);
-  narrow(std::exp(at_target - top) * share - factor, logits + target);
-}
-
-// (1 - weight)·CE + weight·τ²·KL(parent ‖ student) of one position, both distributions at temperature τ in the second
-// term, and in place of the logits `factor` times its gradient.
-template <typename T>
-void distill_row(T* logits, const T* parent, int64_t count, int64_t target, float weight,
-                             float temperature, float factor, bool gradient, float* loss, float* entropy) {
-  const float top = largest(logits, count), parent_top = largest(parent, count), at_target = widen(logits[target]);
-  const float cold = 1.0f / temperature;
-  float sum = 0.0f, soft = 0.0f, parent_soft = 0.0f, cross = 0.0f;
-  for (int64_t j = 0; j < count; ++j) {
-    const float s = widen(logits[j]) - top, p = (widen(parent[j]) - parent_top) * cold;
-    const float e = exponential(p);
-    sum += exponential(s);
-    soft += exponential(s * cold);
-    parent_soft += e;
-    cross += e * (p - s * cold);
-  }
-  *entropy = std::log(sum) + top - at_target;
-  const float divergence = cross / parent_soft - std::log(parent_soft) + std::log(soft);
-  *loss = (1.0f - weight) * *entropy + weight * temperature * temperature * divergence;
-  if (!gradient) return;
-  const float hard = (1.0f - weight) * factor, kind = weight * temperature * factor;
-  const float share = hard / sum, soft_share = kind / soft, parent_share = kind / parent_soft;
-  for (int64_t j = 0; j < count; ++j) {
-    const float s = widen(logits[j]) - top, p = (widen(parent[j]) - parent_top) * cold;
-    float g = exponential(s) * share + exponential(s * cold) * soft_share - exponential(p) * parent_share;
-    narrow(j == target ? g - hard : g, logits + j);
-  }
-}
-
 // Softmax of `scale` times the first `valid` scores, zeros in the rest of the row. The scores are overwritten, and may
 // be where the result goes.
 template <typename T>
@@ -349,7 +307,7 @@ constexpr Scores<bf16_t> scores() {
 template <typename T>
 constexpr Kernels<T> table() {
   return {add_norm_forward<T>, add_norm_backward<T>, rotate_forward<T>, rotate_backward<T>, swiglu_forward<T>,
-          swiglu_backward<T>,  entropy_row<T>,       distill_row<T>,        softmax_row<T>,    softmax_backward_row<T>, scores<T>()};
+          swiglu_backward<T>,  softmax_row<T>,    softmax_backward_row<T>, scores<T>()};
 }
 
 }  // namespace

@@ -38,9 +38,6 @@ struct Kernels {
   void (*swiglu_forward)(const T* gate, const T* up, int64_t begin, int64_t end, T* out);
   void (*swiglu_backward)(const T* gate, const T* up, const T* gradient, int64_t begin, int64_t end, T* d_gate,
                           T* d_up);
-  void (*entropy_row)(T* logits, int64_t count, int64_t target, float factor, bool gradient, float* loss);
-  void (*distill_row)(T* logits, const T* parent, int64_t count, int64_t target, float weight, float temperature,
-                      float factor, bool gradient, float* loss, float* entropy);
   void (*softmax_row)(float* scores, int64_t valid, int64_t width, float scale, T* out);
   void (*softmax_backward_row)(const T* shares, T* gradient, int64_t valid, int64_t width, float scale);
   Scores<T> scores;

@@ -37,19 +37,6 @@ unsafe extern "C" {
         count: usize,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn model_head_loss(
-        hidden: *const C_tensor,
-        head: *const C_tensor,
-        targets: *const C_tensor,
-        parent_hidden: *const C_tensor,
-        parent_head: *const C_tensor,
-        weight: f64,
-        temperature: f64,
-        chunk: i64,
-        total: *mut *mut C_tensor,
-        entropy: *mut *mut C_tensor,
-    ) -> *mut c_char;
-    fn model_token_losses(logits: *const C_tensor, targets: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn model_free(message: *mut c_char);
 }
 
@@ -124,37 +111,4 @@ pub(crate) fn linears(x: &Tensor, weights: &[&Tensor]) -> Vec<Tensor> {
     take("linears", message);
     // SAFETY: as in `outputs`.
     out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect()
-}
-
-/// Total loss and the cross entropy in it.
-pub(crate) fn head_loss(
-    hidden: &Tensor,
-    head: &Tensor,
-    targets: &Tensor,
-    parent: Option<(&Tensor, &Tensor, f64, f64)>,
-    chunk: i64,
-) -> (Tensor, Tensor) {
-    let (weight, temperature) = parent.map_or((0.0, 1.0), |p| (p.2, p.3));
-    let [total, entropy] = outputs("head_loss", |[total, entropy]| unsafe {
-        model_head_loss(
-            pointer(Some(hidden)),
-            pointer(Some(head)),
-            pointer(Some(targets)),
-            pointer(parent.map(|p| p.0)),
-            pointer(parent.map(|p| p.1)),
-            weight,
-            temperature,
-            chunk,
-            total,
-            entropy,
-        )
-    });
-    (total, entropy)
-}
-
-pub(crate) fn token_losses(logits: &Tensor, targets: &Tensor) -> Tensor {
-    let [out] = outputs("token_losses", |[out]| unsafe {
-        model_token_losses(pointer(Some(logits)), pointer(Some(targets)), out)
-    });
-    out
 }

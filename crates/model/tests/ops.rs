@@ -1,7 +1,7 @@
 //! The fused operators against compositions of libtorch's: values and gradients, f32 and bf16.
 
 use model::ops::{self, HeadNorm, portable};
-use model::{Rope, loss};
+use model::Rope;
 use tch::{Device, Kind, Tensor};
 
 fn random(shape: &[i64], kind: Kind) -> Tensor {
@@ -157,46 +157,4 @@ fn attention() {
             || vec![portable::attention(&q, &k, &v)],
         );
     }
-}
-
-#[test]
-fn loss_with_and_without_a_teacher() {
-    tch::manual_seed(6);
-    for kind in KINDS {
-        // More positions than a chunk and more words than a slice of the head's gradient.
-        let hidden = random(&[600, 32], kind);
-        let head = random(&[2500, 32], Kind::Float);
-        let (parent_hidden, parent_head) =
-            (random(&[600, 40], kind).detach(), random(&[2500, 40], Kind::Float).detach());
-        let targets = Tensor::randint(2500, [600], (Kind::Int64, Device::Cpu));
-        for temperature in [None, Some(1.0), Some(2.5)] {
-            let teacher = || {
-                temperature.map(|temperature| loss::Teacher {
-                    hidden: &parent_hidden,
-                    head: &parent_head,
-                    weight: 0.7,
-                    temperature,
-                })
-            };
-            let parts = |l: loss::HeadLoss| {
-                let (total, ce) = (l.total.double_value(&[]), l.cross_entropy.double_value(&[]));
-                (vec![l.total], total, ce)
-            };
-            let fused = || parts(loss::cross_entropy(&hidden, &head, &targets, teacher()));
-            let plain = || parts(loss::portable(&hidden, &head, &targets, teacher()));
-            let ((_, a, b), (_, c, d)) = (fused(), plain());
-            assert!((a - c).abs() < 1e-3 * c.abs() && (b - d).abs() < 1e-3 * d.abs());
-            compare("loss", kind, &[&hidden, &head], || fused().0, || plain().0);
-        }
-        let each = loss::token_losses(&hidden, &head, &targets).mean(Kind::Float).double_value(&[]);
-        let mean = loss::portable(&hidden, &head, &targets, None).total.double_value(&[]);
-        assert!((each - mean).abs() < 1e-3 * mean, "{each} {mean}");
-    }
-}
-
-#[test]
-#[should_panic(expected = "outside the vocabulary")]
-fn a_target_outside_the_vocabulary_is_refused() {
-    let (hidden, head) = (random(&[2, 8], Kind::Float), random(&[5, 8], Kind::Float));
-    loss::cross_entropy(&hidden, &head, &Tensor::from_slice(&[0i64, 5]), None);
 }

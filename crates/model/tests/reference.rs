@@ -1,7 +1,7 @@
 //! The decoder against an independent forward pass in plain loops, and its gradients against differences.
 
 use artifact::{Architecture, ModelConfig, ProjectionKind, RopeScaling};
-use model::{Decoder, Dense, Weights, loss, score};
+use model::{Decoder, Dense, Weights, score};
 use tch::{Device, Kind, Tensor};
 
 /// A tiny model with grouped-query attention.
@@ -212,7 +212,7 @@ fn gradients_agree_with_differences() {
             let decoder = Decoder::new(&config, &weights, Kind::Float).expect("decoder");
             let linears = Dense::new(&config, &weights, Kind::Float).expect("linears");
             let hidden = decoder.hidden(&linears, &x);
-            loss::cross_entropy(&hidden, decoder.head(), &y, None).total
+            hidden.matmul(&decoder.head().tr()).cross_entropy_for_logits(&y)
         };
         run().backward();
         for (name, tensor) in weights.iter() {

@@ -3,7 +3,7 @@
 //! Knows no tensor and links no libtorch, so it starts in milliseconds and can itself fetch libtorch before anything
 //! that needs it is built. Trainer and evaluator are separate processes; what they hand over are files.
 //!
-//! The ledger of a search is its [`journal`]; `results.tsv`, `status` and `results` are views of it. The order is
+//! The ledger of a search is its journal; `results.tsv`, `status` and `results` are views of it. The order is
 //! always: append to the journal and sync, then act. Killed at any instant, the next run goes on from the journal.
 
 mod agent;
