@@ -1,7 +1,7 @@
 //! The fused operators against compositions of libtorch's: values and gradients, f32 and bf16.
 
-use model::ops::{self, HeadNorm, portable};
 use model::Rope;
+use model::ops::{self, HeadNorm, portable};
 use tch::{Device, Kind, Tensor};
 
 fn random(shape: &[i64], kind: Kind) -> Tensor {

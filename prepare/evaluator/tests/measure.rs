@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use artifact::{
-    Architecture, Artifact, DenseData, DenseTensor, Grouping, ModelConfig, TernaryTensor,
-};
+use artifact::{Architecture, Artifact, DenseData, DenseTensor, Grouping, ModelConfig, TernaryTensor};
 use corpus::{Part, Writer, WriterOptions};
 use half::f16;
 use model::{Decoder, Dense, Weights};
@@ -111,11 +109,8 @@ impl Fixture {
         for (name, shape) in config.tensors() {
             let values = floats(weights.get(&name).expect("tensor"));
             if projections.contains(&name) {
-                let codes: Vec<i8> =
-                    values.iter().map(|&x| i8::from(x > 0.01) - i8::from(x < -0.01)).collect();
-                let scales = (0..codes.len() / 16)
-                    .map(|i| f16::from_f32(0.02 + (i % 7) as f32 * 0.01))
-                    .collect();
+                let codes: Vec<i8> = values.iter().map(|&x| i8::from(x > 0.01) - i8::from(x < -0.01)).collect();
+                let scales = (0..codes.len() / 16).map(|i| f16::from_f32(0.02 + (i % 7) as f32 * 0.01)).collect();
                 let (shape, grouping) = ([shape[0], shape[1]], Grouping::Group(16));
                 ternary.push(TernaryTensor { name, shape, grouping, codes, scales });
             } else if from_base {

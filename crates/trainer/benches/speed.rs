@@ -1,0 +1,251 @@
+//! Speed of training and evaluation, as ratios to what this machine's own matrix products reach in the same run.
+//!
+//! Run it on an idle machine: `cargo xtask bench speed`. Weights and tokens are random; speed does not depend on them.
+//! Each figure is the best of several repetitions. The training step is the recipe's: weights quantized once a step,
+//! straight-through gradients, the loss in chunks, fused AdamW with clipping.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
+use model::{Decoder, Dense, Linears, Weights, score};
+use tch::{Device, Kind, Tensor};
+use ternary::loss::objective;
+use ternary::optim::{AdamW, Group, Options};
+use ternary::quantize::Scale;
+use ternary::weight::{Blend, CastWeight, Estimator, Method, TernaryWeight};
+
+/// The PyTorch row "straight-through on the weight, one product, bf16 autocast" of a two-core EPYC machine: 4 × 256
+/// tokens of SmolLM2-135M a step. Another machine's figure, for orientation.
+const PYTORCH_TOKENS_PER_S: f64 = 214.0;
+
+fn main() -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    tch::set_num_threads(i32::try_from(threads)?);
+    tch::manual_seed(0);
+    let compute = model::ops::preferred_kind(Device::Cpu);
+    println!("{threads} threads, products in {compute:?}");
+    println!(
+        "products of 2048 × 2048 × 2048: f32 {:.0} GFLOP/s, {compute:?} {:.0} GFLOP/s",
+        products(Kind::Float, [2048; 3], 6) / 1e9,
+        products(compute, [2048; 3], 6) / 1e9
+    );
+    training("nano step, 8 × 128", &nano(), [8, 128], compute, true, 40)?;
+    training("SmolLM2-135M step, 4 × 256", &smollm2(), [4, 256], compute, false, 4)?;
+    println!("peak memory of this process up to here: {:.2} GB", peak_memory()? / 1e9);
+    evaluation("SmolLM2-135M evaluation, window 2048", &smollm2(), 2048, compute)?;
+    evaluation("nano evaluation, window 256", &nano(), 256, Kind::Float)
+}
+
+/// The shape of `experiments/nano`.
+fn nano() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Qwen3,
+        vocab_size: 2048,
+        hidden_size: 256,
+        intermediate_size: 512,
+        num_hidden_layers: 4,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
+        head_dim: 64,
+        rope_theta: 1e4,
+        rope_scaling: None,
+        rms_norm_eps: 1e-6,
+        tie_word_embeddings: true,
+        max_position_embeddings: 1024,
+    }
+}
+
+fn smollm2() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Llama,
+        vocab_size: 49152,
+        hidden_size: 576,
+        intermediate_size: 1536,
+        num_hidden_layers: 30,
+        num_attention_heads: 9,
+        num_key_value_heads: 3,
+        head_dim: 64,
+        rope_theta: 1e5,
+        rope_scaling: None,
+        rms_norm_eps: 1e-5,
+        tie_word_embeddings: true,
+        max_position_embeddings: 8192,
+    }
+}
+
+/// Seconds of the fastest of `times` calls.
+fn fastest(times: usize, mut call: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..times {
+        let start = Instant::now();
+        call();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+/// FLOP/s of `(m, k) × (k, n)` with the second operand transposed, as a linear layer has it.
+fn products(kind: Kind, [m, k, n]: [i64; 3], times: usize) -> f64 {
+    let (a, b) = (Tensor::randn([m, k], (kind, Device::Cpu)), Tensor::randn([n, k], (kind, Device::Cpu)));
+    let seconds = fastest(times, || {
+        let _ = a.matmul(&b.tr());
+    });
+    (2 * m * k * n) as f64 / seconds
+}
+
+/// Seconds that the matrix products alone of a pass over `tokens` take: forward, and backward when training.
+fn product_seconds(config: &ModelConfig, tokens: i64, kind: Kind, training: bool) -> f64 {
+    let head = [config.vocab_size, config.hidden_size];
+    let mut shapes: Vec<([usize; 2], usize)> =
+        ProjectionKind::ALL.map(|kind| (config.projection_shape(kind), config.num_hidden_layers)).to_vec();
+    shapes.push((head, 1));
+    shapes
+        .into_iter()
+        .map(|([out, input], count)| {
+            let new = |shape: [usize; 2]| Tensor::randn(shape.map(|n| n as i64), (kind, Device::Cpu));
+            let (x, w) = (new([tokens as usize, input]), new([out, input]));
+            let g = new([tokens as usize, out]);
+            let seconds = fastest(5, || {
+                let _ = x.matmul(&w.tr());
+                if training {
+                    let _ = g.matmul(&w);
+                    let _ = g.tr().matmul(&x);
+                }
+            });
+            seconds * count as f64
+        })
+        .sum()
+}
+
+/// Ternary projections over their leaves.
+struct Quantized(Vec<TernaryWeight>);
+
+impl Linears for Quantized {
+    fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
+        let weights: Vec<&Tensor> =
+            kinds.iter().map(|&kind| self.0[layer * ProjectionKind::ALL.len() + kind as usize].leaf()).collect();
+        model::ops::linears(x, &weights)
+    }
+}
+
+/// Times a training step of `[rows, length]` tokens; `dense` trains embedding and norms too.
+fn training(
+    name: &str,
+    config: &ModelConfig,
+    [rows, length]: [i64; 2],
+    compute: Kind,
+    dense: bool,
+    times: usize,
+) -> Result<()> {
+    let weights = Weights::init(config, 0, Device::Cpu)?;
+    let method = Method {
+        grouping: Grouping::Group(64),
+        scale: Scale::Twn,
+        deadzone: Scale::Twn.default_deadzone(),
+        estimator: Estimator::Plain,
+    };
+    let mut quantized = Vec::new();
+    for layer in 0..config.num_hidden_layers {
+        for kind in ProjectionKind::ALL {
+            quantized.push(TernaryWeight::new(weights.projection(layer, kind)?.shallow_clone(), method, compute));
+        }
+    }
+    let mut projections = Quantized(quantized);
+    let rest: Weights = weights
+        .unquantized(config)?
+        .iter()
+        .map(|(name, tensor)| (name.to_owned(), tensor.detach().set_requires_grad(dense)))
+        .collect();
+    drop(weights);
+    let decoder = Decoder::new(config, &rest, compute)?;
+    let mut head = CastWeight::new(decoder.head().detach(), compute);
+    let mut optimizer = AdamW::new(Options::default());
+    let group = optimizer.group(Group { learning_rate: 1e-4, weight_decay: 0.0 });
+    for weight in &projections.0 {
+        optimizer.add(group, weight.master());
+    }
+    if dense {
+        optimizer.add(group, head.master());
+        for (_, tensor) in rest.iter().filter(|(_, tensor)| tensor.dim() == 1) {
+            optimizer.add(group, tensor);
+        }
+    }
+    let ids = Tensor::randint(config.vocab_size as i64, [rows, length + 1], (Kind::Int64, Device::Cpu));
+    let (inputs, targets) = (ids.narrow(1, 0, length).contiguous(), ids.narrow(1, 1, length).reshape([-1]));
+    let mut failed = None;
+    let seconds = fastest(times, || {
+        let step = || -> Result<()> {
+            for weight in &mut projections.0 {
+                weight.refresh(Blend::HARD);
+            }
+            if dense {
+                head.refresh();
+            }
+            for (_, tensor) in rest.iter() {
+                tensor.shallow_clone().zero_grad();
+            }
+            let hidden = decoder.hidden(&projections, &inputs);
+            let fixed = head.leaf().detach();
+            objective(&hidden, if dense { head.leaf() } else { &fixed }, &targets, None).backward()?;
+            let mut gradients: Vec<Option<Tensor>> =
+                projections.0.iter().map(|weight| weight.gradients().master).collect();
+            if dense {
+                gradients.push(head.gradient());
+                let norms = rest.iter().filter(|(_, tensor)| tensor.dim() == 1);
+                gradients.extend(norms.map(|(_, tensor)| Some(tensor.grad())));
+            }
+            let _norm = optimizer.step(&gradients, 1.0)?;
+            Ok(())
+        };
+        let mut step = step;
+        if let Err(error) = step() {
+            failed = Some(error);
+        }
+    });
+    if let Some(error) = failed {
+        return Err(error).with_context(|| name.to_owned());
+    }
+    let tokens = rows * length;
+    let alone = product_seconds(config, tokens, compute, true);
+    print!(
+        "{name}: {:.0} tokens/s, {:.0} % of its matrix products alone",
+        tokens as f64 / seconds,
+        100.0 * alone / seconds
+    );
+    if config.vocab_size > 40000 {
+        print!(
+            ", {:.2} × PyTorch's {PYTORCH_TOKENS_PER_S} on another machine",
+            tokens as f64 / seconds / PYTORCH_TOKENS_PER_S
+        );
+    }
+    println!();
+    Ok(())
+}
+
+/// Times the scoring of windows, as the evaluator and the dev evaluation do it.
+fn evaluation(name: &str, config: &ModelConfig, window: usize, compute: Kind) -> Result<()> {
+    let weights = Weights::init(config, 0, Device::Cpu)?;
+    let decoder = Decoder::new(config, &weights, compute)?;
+    let linears = Dense::new(config, &weights, compute)?;
+    let bytes = vec![1u16; config.vocab_size];
+    let ids: Vec<i64> = (0..4096).map(|i| i * 7919 % config.vocab_size as i64).collect();
+    let seconds = fastest(3, || {
+        let _ = score(&decoder, &linears, &ids, &bytes, window, |_| {});
+    });
+    let alone = product_seconds(config, ids.len() as i64, compute, false);
+    println!(
+        "{name}: {:.0} tokens/s, {:.0} % of its matrix products alone",
+        ids.len() as f64 / seconds,
+        100.0 * alone / seconds
+    );
+    Ok(())
+}
+
+/// Most resident memory so far, bytes.
+fn peak_memory() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("peak memory is read from /proc (Linux)")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the system tells no VmHWM")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse().context("VmHWM is not a number")?;
+    Ok(kib * 1024.0)
+}
