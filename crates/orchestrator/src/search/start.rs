@@ -51,15 +51,21 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     log_to(&layout.run().join("orchestrator.log"))?;
     let printer = Printer::new(options.json);
     printer.line(&format!("campaign {name}, search {} ({})", layout.tag, if begun { "going on" } else { "new" }));
-    let ready = setup::ensure(root, &file).map_err(Failure::Setup)?;
+    // A search that has begun needs only what it is pinned to, and its data, whose stamp is checked.
+    let ready = if begun {
+        setup::libtorch(root).map_err(Failure::Setup)?;
+        None
+    } else {
+        Some(setup::ensure(root, &file).map_err(Failure::Setup)?)
+    };
 
     let notices = printer.clone();
     let interrupts = Interrupts::listen(move |count| match count {
         1 => notices.notice("stopping gently; nothing will be lost (once more to kill what runs)"),
         _ => notices.notice("killing what runs"),
     })?;
-    if !begun {
-        begin(&layout, &file, &workspace, &ready, options)?;
+    if let Some(ready) = &ready {
+        begin(&layout, &file, &workspace, ready, options)?;
     }
     let mut search = Search::open(layout, lock, &workspace, interrupts.clone(), printer, options.machine.clone())?;
     search.agent = options.agent.unwrap_or(search.campaign.agent.kind);
