@@ -23,8 +23,10 @@ pub struct Point {
 const SIZE: (u32, u32) = (1000, 520);
 /// Longest label beside a kept experiment, in characters.
 const LABEL: usize = 34;
-/// Points beyond this many times the spread between baseline and best are not drawn but counted at the edge.
-const HEADROOM: f64 = 1.5;
+/// Room above the baseline, in spreads between baseline and best; what is worse is drawn at the edge.
+const HEADROOM: f64 = 0.15;
+/// Heights, in pixels above their points, that labels take in turn, so that neighbours do not cover each other.
+const LABEL_HEIGHTS: [i32; 3] = [-6, -20, -34];
 
 /// Writes the plot of `points` to `path` as SVG.
 ///
@@ -83,14 +85,14 @@ pub fn write(path: &Path, campaign: &str, points: &[Point]) -> Result<(), String
             steps.push((last, ppl));
         }
         chart.draw_series(LineSeries::new(steps, green.stroke_width(2)))?;
-        for point in &kept {
+        for (point, height) in kept.iter().zip(LABEL_HEIGHTS.into_iter().cycle()) {
             let at = (point.experiment as f64, point.eval_ppl.unwrap_or(baseline));
             // Labels of the last third grow to the left, so that the edge does not cut them.
             let (side, offset) = if at.0 > last * 2.0 / 3.0 { (HPos::Right, -6) } else { (HPos::Left, 6) };
             let style = ("sans-serif", 11).into_font().color(&BLACK.mix(0.7)).pos(Pos::new(side, VPos::Bottom));
             chart.draw_series([EmptyElement::at(at)
                 + Circle::new((0, 0), 4, green.filled())
-                + Text::new(shorten(&point.description), (offset, -6), style)])?;
+                + Text::new(shorten(&point.description), (offset, height), style)])?;
         }
         root.present()?;
         Ok(())

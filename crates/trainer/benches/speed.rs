@@ -30,30 +30,17 @@ fn main() -> Result<()> {
         products(Kind::Float, [2048; 3], 6) / 1e9,
         products(compute, [2048; 3], 6) / 1e9
     );
-    training("nano step, 8 × 128", &nano(), [8, 128], compute, true, 40)?;
+    training("nano step, 8 × 128", &nano()?, [8, 128], compute, true, 40)?;
     training("SmolLM2-135M step, 4 × 256", &smollm2(), [4, 256], compute, false, 4)?;
     println!("peak memory of this process up to here: {:.2} GB", peak_memory()? / 1e9);
     evaluation("SmolLM2-135M evaluation, window 2048", &smollm2(), 2048, compute)?;
-    evaluation("nano evaluation, window 256", &nano(), 256, Kind::Float)
+    evaluation("nano evaluation, window 256", &nano()?, 256, Kind::Float)
 }
 
-/// The shape of `experiments/nano`.
-fn nano() -> ModelConfig {
-    ModelConfig {
-        architecture: Architecture::Qwen3,
-        vocab_size: 2048,
-        hidden_size: 256,
-        intermediate_size: 512,
-        num_hidden_layers: 4,
-        num_attention_heads: 4,
-        num_key_value_heads: 4,
-        head_dim: 64,
-        rope_theta: 1e4,
-        rope_scaling: None,
-        rms_norm_eps: 1e-6,
-        tie_word_embeddings: true,
-        max_position_embeddings: 1024,
-    }
+/// The shape of the campaign `nano`.
+fn nano() -> Result<ModelConfig> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/nano/campaign.toml");
+    campaign::Campaign::load(file.as_ref())?.model.scratch.context("nano is no longer trained from scratch")
 }
 
 fn smollm2() -> ModelConfig {
