@@ -2,18 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 /// Replaces a file as a whole: a temporary file beside it, synced, then renamed, then the folder synced.
+/// One writer at a time, so what a killed one left is overwritten by the next.
 ///
 /// # Errors
 /// When the folder cannot be written.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let temporary = path.with_file_name(name);
+    let temporary = temporary(path);
     let mut file = File::create(&temporary)?;
     file.write_all(contents)?;
     file.sync_all()?;
@@ -26,15 +25,19 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
 /// # Errors
 /// When the source cannot be read or the target cannot be written.
 pub fn copy(from: &Path, to: &Path) -> io::Result<String> {
-    let mut name = to.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = to.with_file_name(name);
+    let temporary = temporary(to);
     fs::copy(from, &temporary)?;
     File::open(&temporary)?.sync_all()?;
     let hash = sha256(&temporary)?;
     fs::rename(&temporary, to)?;
     sync_folder(to)?;
     Ok(hash)
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
 }
 
 /// sha256 of a file, lower-case hex, read in pieces.

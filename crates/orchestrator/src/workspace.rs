@@ -25,6 +25,9 @@ const SOURCES: [&str; 5] = ["crates", "prepare", ".cargo", "Cargo.toml", "Cargo.
 /// Branches of searches.
 const BRANCHES: &str = "refs/heads/autoresearch/";
 
+/// Candidates of searches.
+const CANDIDATES: &str = "refs/autoresearch/";
+
 /// The repository, as the search uses it.
 pub struct Workspace {
     repository: Repository,
@@ -104,19 +107,21 @@ impl Workspace {
         }
     }
 
-    /// Makes branch and worktree of a search where they are missing. The branch starts at `start`.
+    /// Makes branch and worktree of a search where they are missing. The branch starts at `start`. The caller holds
+    /// the search's lock.
     ///
     /// # Errors
     /// When the folder cannot be written, or the branch is checked out elsewhere.
     pub fn prepare(&self, tag: &str, folder: &Path, start: Oid) -> Result<Worktree<'_>> {
+        // One folder of git's own per worktree; '/' has no place in its name.
+        let entry = format!("autoresearch-{tag}");
+        self.break_locks(tag, &entry)?;
         let name = branch_name(tag);
         if self.branch(tag)?.is_none() {
             let commit = self.repository.find_commit(start).context("cannot find the commit to start from")?;
             self.repository.branch(&name, &commit, false).with_context(|| format!("cannot make branch {name}"))?;
             self.sync_ref(&branch_ref(tag));
         }
-        // One folder of git's own per worktree; '/' has no place in its name.
-        let entry = format!("autoresearch-{tag}");
         if let Ok(known) = self.repository.find_worktree(&entry) {
             if known.validate().is_ok() && known.path().canonicalize().ok() == folder.canonicalize().ok() {
                 return self.worktree(folder);
@@ -124,9 +129,11 @@ impl Workspace {
             let mut options = git2::WorktreePruneOptions::new();
             known.prune(Some(options.valid(true))).with_context(|| format!("cannot forget the worktree {entry}"))?;
         }
-        if folder.exists() {
-            // What a crash left between the folder and git's knowledge of it. It holds nothing of its own.
-            std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        // What a crash left half made, on git's side or on ours. It holds nothing of its own.
+        for half in [&self.repository.commondir().join("worktrees").join(&entry), folder] {
+            if half.exists() {
+                std::fs::remove_dir_all(half).with_context(|| format!("cannot remove {}", half.display()))?;
+            }
         }
         if let Some(parent) = folder.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
@@ -138,6 +145,25 @@ impl Workspace {
             .worktree(&entry, folder, Some(&options))
             .with_context(|| format!("cannot make the worktree {}", folder.display()))?;
         self.worktree(folder)
+    }
+
+    /// Removes what a killed search left of git's locks on its own refs and worktree. Nobody else writes there.
+    fn break_locks(&self, tag: &str, entry: &str) -> Result<()> {
+        let git = self.repository.commondir();
+        let mut locks = vec![git.join(branch_ref(tag) + ".lock")];
+        for folder in [git.join(CANDIDATES).join(tag), git.join("worktrees").join(entry)] {
+            let Ok(entries) = std::fs::read_dir(folder) else { continue };
+            locks.extend(entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "lock")));
+        }
+        for lock in locks {
+            match std::fs::remove_file(&lock) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e).with_context(|| format!("cannot remove the stale lock {}", lock.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn worktree(&self, folder: &Path) -> Result<Worktree<'_>> {
@@ -301,7 +327,7 @@ fn branch_ref(tag: &str) -> String {
 }
 
 fn candidate_ref(tag: &str, experiment: u64) -> String {
-    format!("refs/autoresearch/{tag}/{experiment}")
+    format!("{CANDIDATES}{tag}/{experiment}")
 }
 
 /// The search's own checkout.

@@ -142,7 +142,13 @@ impl Repository {
     }
 
     fn start(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        let log = fs::File::create(self.log()).unwrap();
+        self.command(arguments).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// What the last that was started said on stderr.
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("stderr")
     }
 
     fn journal_lines(&self) -> usize {
@@ -215,7 +221,7 @@ fn a_search_that_is_killed_again_and_again_ends_like_one_that_is_not() {
             ended.is_some() || killed.journal_lines() >= goal
         });
         if let Some(status) = ended {
-            assert!(status.success(), "{status}");
+            assert!(status.success(), "{status}: {}", fs::read_to_string(killed.log()).unwrap());
             break;
         }
         child.kill().unwrap();

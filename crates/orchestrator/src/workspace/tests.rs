@@ -162,6 +162,35 @@ fn a_lost_worktree_is_made_again() {
 }
 
 #[test]
+fn what_a_kill_leaves_in_git_does_not_block_the_search() {
+    let f = Fixture::new();
+    f.worktree();
+    let candidate = f.workspace.commit(f.start, "fn two() {}\n", "test", "two").unwrap();
+    f.workspace.record("t", 1, candidate).unwrap();
+    let git_folder = f.root().join(".git");
+    for lock in [
+        "refs/heads/autoresearch/t.lock",
+        "refs/autoresearch/t/1.lock",
+        "refs/autoresearch/t/2.lock",
+        "worktrees/autoresearch-t/index.lock",
+    ] {
+        fs::write(git_folder.join(lock), "").unwrap();
+    }
+    assert!(f.workspace.record("t", 1, candidate).is_err());
+    let worktree = f.worktree();
+    f.workspace.record("t", 1, candidate).unwrap();
+    f.workspace.record("t", 2, candidate).unwrap();
+    f.workspace.advance("t", f.start, candidate).unwrap();
+    worktree.show(candidate).unwrap();
+    drop(worktree);
+
+    // Killed while git's side of the worktree was being made.
+    fs::remove_file(git_folder.join("worktrees/autoresearch-t/HEAD")).unwrap();
+    f.worktree().show(candidate).unwrap();
+    assert_eq!(fs::read_to_string(f.root().join("runs/t/worktree").join(RECIPE)).unwrap(), "fn two() {}\n");
+}
+
+#[test]
 fn uncommitted_sources_are_refused_and_other_files_are_not() {
     let f = Fixture::new();
     fs::write(f.root().join("notes.txt"), "mine").unwrap();
