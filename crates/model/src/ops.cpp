@@ -5,7 +5,6 @@
 // message allocated with strdup that the caller frees with `model_free`. "Narrow" is the type of the matrix products
 // (f32 or bf16); all arithmetic here is in f32.
 #include <ATen/ATen.h>
-#include <ATen/TensorIterator.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
@@ -14,9 +13,17 @@
 #include <cstring>
 #include <exception>
 #include <limits>
+#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels.h"
+
+// Of the crate `ternary`.
+extern "C" {
+char* ternary_parallel(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
+void ternary_free(char* message);
+}
 
 namespace {
 
@@ -26,20 +33,17 @@ using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-// Runs f(begin, end) over [0, count) on libtorch's own threads. TensorIterator brings them without this file having
-// to be compiled for the OpenMP runtime that libtorch was compiled for.
+// Runs f(begin, end) over [0, count) on libtorch's own threads.
 template <typename F>
 void parallel(int64_t count, int64_t grain, F&& f) {
-  Tensor index = at::empty({count}, at::kByte);
-  const char* base = static_cast<const char*>(index.data_ptr());
-  auto iterator = at::TensorIteratorConfig()
-                      .check_all_same_dtype(false)
-                      .resize_outputs(false)
-                      .declare_static_shape({count})
-                      .add_output(index)
-                      .build();
-  iterator.for_each(
-      [&](char** data, const int64_t*, int64_t size) { f(data[0] - base, data[0] - base + size); }, grain);
+  auto call = [](void* context, int64_t begin, int64_t end) {
+    (*static_cast<std::remove_reference_t<F>*>(context))(begin, end);
+  };
+  if (char* message = ternary_parallel(count, grain, call, &f)) {
+    const std::string text = message;
+    ternary_free(message);
+    TORCH_CHECK(false, text);
+  }
 }
 
 // Rows per parallel piece so that a piece is worth a thread.

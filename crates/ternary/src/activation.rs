@@ -1,11 +1,10 @@
 //! Activation quantization: symmetric, per token (the last dimension), by the largest magnitude.
 
 use half::bf16;
-use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::kernel::{LANES, Real, pool};
-use crate::native::{vectorized, view, view_mut};
+use crate::kernel::{GRAIN, LANES, Real};
+use crate::native::{Pieces, parallel_one, vectorized, view, view_mut};
 
 /// Quantizes to `bits` and back: s = q/max(max|x|, 1e-5) with q = 2^(bits−1) − 1, then clamp(round(x·s), −q−1, q)/s,
 /// ties to even. Hugging Face's `activation_quant` for 8 bits. Computed in f32, returned in `x`'s kind and without a
@@ -49,13 +48,13 @@ fn on_device(x: &Tensor, most: f64, lambda: Option<f64>) -> Tensor {
 }
 
 fn on_rows<T: Real>(x: &Tensor, columns: usize, most: f32, lambda: Option<f32>) -> Tensor {
-    /// Elements that a task works on at least.
-    const GRAIN: usize = 1 << 14;
     let x = x.detach().contiguous();
     let mut out = x.empty_like();
-    let block = GRAIN.div_ceil(columns) * columns;
-    let pairs = view::<T>(&x).par_chunks(block).zip(view_mut::<T>(&mut out).par_chunks_mut(block));
-    pool().install(|| pairs.for_each(|(x, out)| rows(x, columns, most, lambda, out)));
+    let values = view::<T>(&x);
+    let to = Pieces { slice: view_mut::<T>(&mut out), width: columns };
+    parallel_one(to, GRAIN.div_ceil(columns), |first, out| {
+        rows(&values[first * columns..][..out.len()], columns, most, lambda, out);
+    });
     out
 }
 

@@ -1,32 +1,16 @@
 //! Quantization on the CPU in one pass over memory: each group is read once into the cache, its scale found, and the
 //! codes or the blended weights written. Tensor operations would take some ten passes; the results are the same but for
-//! the order of sums. Parallel over rows with rayon, with as many threads as libtorch uses.
-
-use std::sync::OnceLock;
+//! the order of sums. Parallel on libtorch's threads.
 
 use artifact::Grouping;
 use half::bf16;
-use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use crate::native::{Element, vectorized, view, view_mut};
+use crate::native::{Element, Pieces, parallel, parallel_one, vectorized, view, view_mut};
 use crate::quantize::{MSE_ROUNDS, MSE_START, Quantized, SCALE_FLOOR, Scale, scales_shape};
 
-/// Elements that a task works on at least.
-const GRAIN: usize = 1 << 14;
-
-/// The pool: rayon's own, limited to libtorch's number of threads when first used.
-pub(crate) fn pool() -> &'static rayon::ThreadPool {
-    static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
-    POOL.get_or_init(|| {
-        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("ternary-{index}"))
-            .build()
-            .expect("the system gives no threads: lower --threads")
-    })
-}
+/// Elements that a thread works on at least.
+pub(crate) const GRAIN: usize = 1 << 14;
 
 /// What results are written as.
 pub(crate) trait Store: Element {
@@ -276,20 +260,22 @@ fn run<T: Store>(
         if let Some(scales) = scales {
             scales[0] = fit.scale;
         }
-        let parts = weights.par_chunks(GRAIN).zip(out.par_chunks_mut(GRAIN));
-        return pool().install(|| parts.for_each(|(w, out)| write_part(w, fit, output, out)));
+        return parallel_one(Pieces { slice: out, width: 1 }, GRAIN, |first, out| {
+            write_part(&weights[first..first + out.len()], fit, output, out);
+        });
     }
     let width = grouping.width(w.size()[1] as usize);
-    let block = GRAIN.div_ceil(width);
-    pool().install(|| {
-        let pairs = weights.par_chunks(block * width).zip(out.par_chunks_mut(block * width)).enumerate();
-        match scales {
-            Some(scales) => pairs.zip(scales.par_chunks_mut(block)).for_each(|((i, (w, out)), scales)| {
-                groups(w, width, i * block, source, output, out, Some(scales));
-            }),
-            None => pairs.for_each(|(i, (w, out))| groups(w, width, i * block, source, output, out, None)),
-        }
-    });
+    let part = |first: usize, out: &[T]| &weights[first * width..first * width + out.len()];
+    let out = Pieces { slice: out, width };
+    let grain = GRAIN.div_ceil(width);
+    match scales {
+        Some(slice) => parallel(out, Pieces { slice, width: 1 }, grain, |first, out, scales| {
+            groups(part(first, out), width, first, source, output, out, Some(scales));
+        }),
+        None => parallel_one(out, grain, |first, out| {
+            groups(part(first, out), width, first, source, output, out, None);
+        }),
+    }
 }
 
 /// Codes and scales of a contiguous f32 matrix on the CPU.

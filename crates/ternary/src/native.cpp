@@ -1,10 +1,14 @@
-// The two libtorch calls that tch does not wrap: the fused AdamW step and a backward pass from given gradients.
+// The libtorch calls that tch does not wrap: the fused AdamW step, a backward pass from given gradients, and a loop on
+// libtorch's threads.
 // Tensors are `at::Tensor*` as tch holds them. Exceptions do not cross into Rust: each function returns null, or a
 // message allocated with strdup that the caller frees with `ternary_free`.
+#include <ATen/TensorIterator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -51,6 +55,25 @@ char* ternary_fused_adamw(at::Tensor* const* parameters, at::Tensor* const* grad
 
 char* ternary_backward(at::Tensor* const* tensors, at::Tensor* const* gradients, size_t count) {
   return guarded([&] { torch::autograd::backward(collect(tensors, count), collect(gradients, count)); });
+}
+
+// Calls body(context, begin, end) for parts of [0, count) on libtorch's own threads; `model` calls it too.
+// TensorIterator brings them without this file having to be compiled for the OpenMP runtime that libtorch was compiled
+// for. A second pool would compete with libtorch's workers, which spin for a while after each loop.
+char* ternary_parallel(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
+  return guarded([&] {
+    at::Tensor index = at::empty({count}, at::kByte);
+    const char* base = static_cast<const char*>(index.data_ptr());
+    auto iterator = at::TensorIteratorConfig()
+                        .check_all_same_dtype(false)
+                        .resize_outputs(false)
+                        .declare_static_shape({count})
+                        .add_output(index)
+                        .build();
+    iterator.for_each(
+        [&](char** data, const int64_t*, int64_t size) { body(context, data[0] - base, data[0] - base + size); },
+        grain);
+  });
 }
 
 void ternary_free(char* message) { std::free(message); }

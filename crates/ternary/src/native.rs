@@ -31,6 +31,12 @@ unsafe extern "C" {
         gradient_scale: *const c_void,
     ) -> *mut c_char;
     fn ternary_backward(tensors: Tensors, gradients: Tensors, count: usize) -> *mut c_char;
+    fn ternary_parallel(
+        count: i64,
+        grain: i64,
+        body: extern "C" fn(*mut c_void, i64, i64),
+        context: *mut c_void,
+    ) -> *mut c_char;
     fn ternary_free(message: *mut c_char);
 }
 
@@ -124,6 +130,73 @@ pub fn backward(tensors: &[&Tensor], gradients: &[&Tensor]) -> Result<(), Native
     let (tensors, gradients) = (pointers(tensors), pointers(gradients));
     // SAFETY: both arrays hold `tensors.len()` pointers to live tensors borrowed for the call.
     outcome(unsafe { ternary_backward(tensors.as_ptr(), gradients.as_ptr(), tensors.len()) })
+}
+
+/// A slice in pieces of `width` elements; the last may be shorter.
+pub(crate) struct Pieces<'a, T> {
+    pub slice: &'a mut [T],
+    pub width: usize,
+}
+
+impl<T> Pieces<'_, T> {
+    fn count(&self) -> usize {
+        self.slice.len().div_ceil(self.width)
+    }
+}
+
+/// [`parallel`] over one slice.
+pub(crate) fn parallel_one<A: Send>(a: Pieces<'_, A>, grain: usize, body: impl Fn(usize, &mut [A]) + Sync) {
+    let mut nothing = vec![(); a.count()];
+    parallel(a, Pieces { slice: &mut nothing, width: 1 }, grain, |first, a, _| body(first, a));
+}
+
+/// Calls `body(first, a, b)` with runs of consecutive pieces of two slices of as many pieces, of which the first is
+/// number `first`, on libtorch's threads. Below `grain` pieces it stays on this one.
+///
+/// # Panics
+/// When the numbers of pieces differ. A panic of `body` ends the process.
+#[allow(unsafe_code)]
+pub(crate) fn parallel<A: Send, B: Send>(
+    a: Pieces<'_, A>,
+    b: Pieces<'_, B>,
+    grain: usize,
+    body: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) {
+    assert_eq!(a.count(), b.count(), "both slices have as many pieces");
+    /// What a call needs to cut its part out of the slices.
+    struct Context<A, B, F> {
+        a: (*mut A, usize, usize),
+        b: (*mut B, usize, usize),
+        body: F,
+    }
+    extern "C" fn call<A, B, F: Fn(usize, &mut [A], &mut [B])>(context: *mut c_void, begin: i64, end: i64) {
+        // SAFETY: `context` is the `Context` below, borrowed for the whole loop, and only read.
+        let context = unsafe { &*context.cast_const().cast::<Context<A, B, F>>() };
+        let (begin, end) = (begin as usize, end as usize);
+        fn part<'a, T>((pointer, length, width): (*mut T, usize, usize), begin: usize, end: usize) -> &'a mut [T] {
+            let (begin, end) = ((begin * width).min(length), (end * width).min(length));
+            // SAFETY: within the slice, which is borrowed for the whole loop; no two calls share a piece.
+            unsafe { std::slice::from_raw_parts_mut(pointer.add(begin), end - begin) }
+        }
+        (context.body)(begin, part(context.a, begin, end), part(context.b, begin, end));
+    }
+    fn start<A, B, F: Fn(usize, &mut [A], &mut [B])>(mut context: Context<A, B, F>, count: usize, grain: usize) {
+        let context = (&raw mut context).cast();
+        // SAFETY: the context outlives the loop, which is over when the call returns, and `call` fits its type.
+        // `parallel` demands that what threads share may be shared.
+        let done = outcome(unsafe { ternary_parallel(count as i64, grain as i64, call::<A, B, F>, context) });
+        done.expect("libtorch runs a loop");
+    }
+    let count = a.count();
+    if count == 0 {
+        return;
+    }
+    let context = Context {
+        a: (a.slice.as_mut_ptr(), a.slice.len(), a.width),
+        b: (b.slice.as_mut_ptr(), b.slice.len(), b.width),
+        body,
+    };
+    start(context, count, grain.max(1));
 }
 
 /// An element type of tensors that [`view`] and [`view_mut`] give out.

@@ -2,11 +2,10 @@
 //! written over it, where tensor operations would send every chunk through memory some eight times. Parallel over rows.
 
 use half::bf16;
-use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::kernel::{LANES, Real, pool, total};
-use crate::native::{vectorized, view, view_mut};
+use crate::kernel::{GRAIN, LANES, Real, total};
+use crate::native::{Pieces, parallel, parallel_one, vectorized, view, view_mut};
 
 /// e^max(x, −80) for x ≤ 0, within 2 units in the last place. A NaN counts as −80: the loss is NaN all the same, by the
 /// target's logit.
@@ -99,8 +98,16 @@ pub(crate) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Tensor {
     fn run<T: Real>(logits: &Tensor, targets: &Tensor) -> Vec<f32> {
         let vocabulary = logits.size()[1] as usize;
         let targets = targets_of(targets, vocabulary);
-        let rows = view::<T>(logits).par_chunks(vocabulary).zip(targets);
-        pool().install(|| rows.map_init(Vec::new, |scratch, (row, target)| entropy_row(row, target, scratch)).collect())
+        let logits = view::<T>(logits);
+        let mut losses = vec![0.0; targets.len()];
+        parallel_one(Pieces { slice: &mut losses, width: 1 }, GRAIN.div_ceil(vocabulary), |first, losses| {
+            let mut scratch = Vec::new();
+            let rows = logits[first * vocabulary..].chunks_exact(vocabulary).zip(&targets[first..]);
+            for (loss, (row, &target)) in losses.iter_mut().zip(rows) {
+                *loss = entropy_row(row, target, &mut scratch);
+            }
+        });
+        losses
     }
     Tensor::from_slice(&match logits.kind() {
         Kind::Float => run::<f32>(logits, targets),
@@ -137,18 +144,28 @@ fn gradient_of<T: Real>(
 ) -> (f64, f64) {
     let vocabulary = logits.size()[1] as usize;
     let targets = targets_of(targets, vocabulary);
-    let sums = |a: (f64, f64), b: (f64, f64)| (a.0 + b.0, a.1 + b.1);
-    let rows = view_mut::<T>(logits).par_chunks_mut(vocabulary).zip(targets);
-    let Some(teacher) = teacher else {
-        let row = |scratch: &mut Vec<f32>, (row, target): (&mut [T], usize)| plain_row(row, target, each, scratch);
-        return pool().install(|| rows.map_init(Vec::new, row).reduce(|| (0.0, 0.0), sums));
-    };
-    assert_eq!(teacher.logits.kind(), T::KIND, "teacher and student compute in the same kind");
-    let teacher_rows = view::<T>(teacher.logits).par_chunks(vocabulary);
-    let row = |scratch: &mut [Vec<f32>; 3], ((row, target), teacher_row): ((&mut [T], usize), &[T])| {
-        distilled_row(row, target, teacher_row, teacher.weight, teacher.temperature, each, scratch)
-    };
-    pool().install(|| rows.zip(teacher_rows).map_init(Default::default, row).reduce(|| (0.0, 0.0), sums))
+    let teacher_rows = teacher.map(|teacher| {
+        assert_eq!(teacher.logits.kind(), T::KIND, "teacher and student compute in the same kind");
+        (view::<T>(teacher.logits), teacher.weight, teacher.temperature)
+    });
+    let mut losses = vec![(0.0, 0.0); targets.len()];
+    let rows = Pieces { slice: view_mut::<T>(logits), width: vocabulary };
+    let each_loss = Pieces { slice: &mut losses, width: 1 };
+    parallel(rows, each_loss, GRAIN.div_ceil(vocabulary), |first, rows, losses| {
+        let mut scratch: [Vec<f32>; 3] = Default::default();
+        for (i, (row, loss)) in rows.chunks_exact_mut(vocabulary).zip(losses).enumerate() {
+            let target = targets[first + i];
+            *loss = match teacher_rows {
+                None => plain_row(row, target, each, &mut scratch[0]),
+                Some((logits, weight, temperature)) => {
+                    let teacher_row = &logits[(first + i) * vocabulary..][..vocabulary];
+                    distilled_row(row, target, teacher_row, weight, temperature, each, &mut scratch)
+                }
+            };
+        }
+    });
+    // In the order of the rows, so that the sum does not depend on the threads.
+    losses.into_iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
 }
 
 vectorized! {

@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         products(Kind::Float, [2048; 3], 6) / 1e9,
         products(compute, [2048; 3], 6) / 1e9
     );
-    training("nano step, 8 × 128", &nano()?, [8, 128], compute, true, 40)?;
+    training("nano step, 8 × 128", &nano()?, [8, 128], compute, true, 100)?;
     training("SmolLM2-135M step, 4 × 256", &smollm2(), [4, 256], compute, false, 4)?;
     println!("peak memory of this process up to here: {:.2} GB", peak_memory()? / 1e9);
     evaluation("SmolLM2-135M evaluation, window 2048", &smollm2(), 2048, compute)?;
@@ -81,28 +81,39 @@ fn products(kind: Kind, [m, k, n]: [i64; 3], times: usize) -> f64 {
     (2 * m * k * n) as f64 / seconds
 }
 
-/// Seconds that the matrix products alone of a pass over `tokens` take: forward, and backward when training.
-fn product_seconds(config: &ModelConfig, tokens: i64, kind: Kind, training: bool) -> f64 {
-    let head = [config.vocab_size, config.hidden_size];
-    let mut shapes: Vec<([usize; 2], usize)> =
-        ProjectionKind::ALL.map(|kind| (config.projection_shape(kind), config.num_hidden_layers)).to_vec();
-    shapes.push((head, 1));
-    shapes
-        .into_iter()
-        .map(|([out, input], count)| {
-            let new = |shape: [usize; 2]| Tensor::randn(shape.map(|n| n as i64), (kind, Device::Cpu));
-            let (x, w) = (new([tokens as usize, input]), new([out, input]));
-            let g = new([tokens as usize, out]);
-            let seconds = fastest(5, || {
-                let _ = x.matmul(&w.tr());
-                if training {
-                    let _ = g.matmul(&w);
-                    let _ = g.tr().matmul(&x);
-                }
-            });
-            seconds * count as f64
+/// Seconds that the matrix products alone of a pass over `[rows, length]` tokens take, those of attention included:
+/// forward, and backward when training.
+fn product_seconds(config: &ModelConfig, [rows, length]: [i64; 2], kind: Kind, training: bool) -> f64 {
+    /// Repetitions of each shape, of which the fastest counts.
+    const TIMES: usize = 20;
+    let new = |shape: &[i64]| Tensor::randn(shape, (kind, Device::Cpu));
+    let tokens = rows * length;
+    let linear = |[out, input]: [usize; 2]| {
+        let (x, w, g) = (new(&[tokens, input as i64]), new(&[out as i64, input as i64]), new(&[tokens, out as i64]));
+        fastest(TIMES, || {
+            let _ = x.matmul(&w.tr());
+            if training {
+                let _ = g.matmul(&w);
+                let _ = g.tr().matmul(&x);
+            }
         })
-        .sum()
+    };
+    let (heads, head_dim) = (config.num_attention_heads as i64, config.head_dim as i64);
+    let (q, p) = (new(&[rows * heads, length, head_dim]), new(&[rows * heads, length, length]));
+    // Scores and what they mix; half of the scores are masked and need not be computed.
+    let attention = 0.5
+        * fastest(TIMES, || {
+            let _ = q.bmm(&q.transpose(1, 2));
+            let _ = p.bmm(&q);
+            if training {
+                let _ = q.bmm(&q.transpose(1, 2));
+                let _ = p.transpose(1, 2).bmm(&q);
+                let _ = p.bmm(&q);
+                let _ = p.transpose(1, 2).bmm(&q);
+            }
+        });
+    let block: f64 = ProjectionKind::ALL.map(|kind| linear(config.projection_shape(kind))).iter().sum();
+    (block + attention) * config.num_hidden_layers as f64 + linear([config.vocab_size, config.hidden_size])
 }
 
 /// Ternary projections over their leaves.
@@ -194,7 +205,7 @@ fn training(
         return Err(error).with_context(|| name.to_owned());
     }
     let tokens = rows * length;
-    let alone = product_seconds(config, tokens, compute, true);
+    let alone = product_seconds(config, [rows, length], compute, true);
     print!(
         "{name}: {:.0} tokens/s, {:.0} % of its matrix products alone",
         tokens as f64 / seconds,
@@ -220,7 +231,7 @@ fn evaluation(name: &str, config: &ModelConfig, window: usize, compute: Kind) ->
     let seconds = fastest(3, || {
         let _ = score(&decoder, &linears, &ids, &bytes, window, |_| {});
     });
-    let alone = product_seconds(config, ids.len() as i64, compute, false);
+    let alone = product_seconds(config, [(ids.len() / window) as i64, window as i64], compute, false);
     println!(
         "{name}: {:.0} tokens/s, {:.0} % of its matrix products alone",
         ids.len() as f64 / seconds,
