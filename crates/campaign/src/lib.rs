@@ -270,7 +270,7 @@ fn default_dev_evals() -> u32 {
     4
 }
 fn default_startup() -> usize {
-    10
+    5
 }
 
 /// Why a campaign file was refused. The message says what to change.

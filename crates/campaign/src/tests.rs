@@ -33,7 +33,7 @@ fn unknown_keys_name_the_nearest() {
             "unknown key model.scratch.hiden_size; did you mean model.scratch.hidden_size?",
         ),
         ("sha256 =", "sha265 =", "unknown key data.text[0].source.sha265; did you mean data.text[0].source.sha256?"),
-        ("startup = 10", "xyz = 10", "unknown key agent.xyz; the keys in [agent] are kind, seed, startup"),
+        ("startup = 5", "xyz = 10", "unknown key agent.xyz; the keys in [agent] are kind, seed, startup"),
     ];
     for (from, to, wanted) in cases {
         let line = line(NANO, from);
@@ -160,7 +160,7 @@ fn contradictions_say_what_to_do() {
             "dev_tokens = 100",
             "evaluation.dev_tokens is 100, less than one evaluation.window (256); raise it",
         ),
-        (NANO, "startup = 10", "startup = 0", "agent.startup is 0; the optimizer needs at least 1 random proposal"),
+        (NANO, "startup = 5", "startup = 0", "agent.startup is 0; the optimizer needs at least 1 random proposal"),
         (
             NANO,
             "sha256 = \"550c",

@@ -79,7 +79,7 @@ struct Knobs {
 /// Campaigns from random initial weights.
 const SCRATCH: Knobs = Knobs {
     batch: 8,    // search: 4 | 8 | 16 | 32
-    window: 128, // search: 64 | 128 | 256
+    window: 128, // search: 32 | 64 | 128 | 256
 
     group_size: 128,             // search: 64 | 128 | 256
     scale: Scale::Twn,           // search: AbsMean | Twn | Mse
@@ -125,7 +125,7 @@ const PRETRAINED: Knobs = Knobs {
     activation_bits: 16,         // search: 8 | 16
 
     warmup: Warmup::Linear, // search: Linear | Cosine | Exponential | Sigmoid | Step | Plateau
-    warmup_end: 0.0,        // search: 0.0..0.4
+    warmup_end: 0.3,        // search: 0.0..0.8
     warmup_levels: 4,
     warmup_rate: 6.0,
     temperature: 0.5,
