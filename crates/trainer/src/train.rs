@@ -125,14 +125,14 @@ const PRETRAINED: Knobs = Knobs {
     activation_bits: 16,         // search: 8 | 16
 
     warmup: Warmup::Linear, // search: Linear | Cosine | Exponential | Sigmoid | Step | Plateau
-    warmup_end: 0.3,        // search: 0.0..0.8
+    warmup_end: 0.5,        // search: 0.0..0.9
     warmup_levels: 4,
     warmup_rate: 6.0,
     temperature: 0.5,
     temperature_last: 0.1,
     hard_from: 0.4,
 
-    learning_rate: 5e-4,       // search: log 5e-5..3e-3
+    learning_rate: 2e-3,       // search: log 2e-4..1e-2
     dense_learning_rate: 1e-4, // search: log 1e-5..1e-3
     scale_learning_rate: 1e-3,
     lr_warmup: 0.05,         // search: 0.0..0.2
