@@ -151,6 +151,8 @@ impl Campaign {
         let budget = &self.budget;
         positive("budget.hard_limit_seconds", budget.hard_limit_seconds)?;
         positive("budget.grace_seconds", budget.grace_seconds)?;
+        positive("budget.disk_gb", budget.disk_gb)?;
+        budget.memory_gb.map_or(Ok(()), |most| positive("budget.memory_gb", most))?;
         match (budget.seconds, budget.tokens) {
             (None, None) => Err("[budget] has no limit; set budget.seconds or budget.tokens".into()),
             (Some(_), Some(_)) => Err("budget.seconds and budget.tokens exclude each other; remove one".into()),

@@ -26,6 +26,9 @@ use serde::{Deserialize, Serialize};
 pub struct Campaign {
     /// One line for people: what is being learnt.
     pub description: String,
+    /// Whether candidates are built and run in the sandbox.
+    #[serde(default)]
+    pub sandbox: Sandbox,
     /// Where the model comes from: `[model]`.
     pub model: Model,
     /// Where the text comes from and how it is split: `[data]`.
@@ -39,6 +42,19 @@ pub struct Campaign {
     /// Who proposes: `[agent]`.
     #[serde(default)]
     pub agent: Agent,
+}
+
+/// How much of the sandbox a campaign insists on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sandbox {
+    /// All of it for a language model's code; what is missing for the built-in agents, which turn knobs, is told.
+    #[default]
+    On,
+    /// As much as the machine gives, for whatever code.
+    BestEffort,
+    /// None: for machines where it fails, and recipes that are trusted.
+    Off,
 }
 
 /// `[model]`: exactly one of `scratch` (random initial weights) and `base` (pretrained weights).
@@ -160,6 +176,12 @@ pub struct Budget {
     /// Seconds between SIGTERM and SIGKILL.
     #[serde(default = "default_grace")]
     pub grace_seconds: f64,
+    /// Most memory of a trainer on the processor, in GiB; nine tenths of the machine's when absent.
+    #[serde(default)]
+    pub memory_gb: Option<f64>,
+    /// Most that a trainer may leave on disk, in GiB.
+    #[serde(default = "default_disk_gb")]
+    pub disk_gb: f64,
 }
 
 /// What ends training.
@@ -262,6 +284,9 @@ fn default_warmup_steps() -> u64 {
 }
 fn default_grace() -> f64 {
     10.0
+}
+fn default_disk_gb() -> f64 {
+    32.0
 }
 fn default_dev_tokens() -> usize {
     8192

@@ -290,7 +290,16 @@ fn the_documented_file_shows_every_key_with_its_default() {
     let mut short = String::new();
     for line in NANO.lines() {
         let key = line.split(" =").next().unwrap_or_default();
-        let optional = ["decontaminate", "warmup_steps", "grace_seconds", "dev_tokens", "dev_evals", "precision"];
+        let optional = [
+            "sandbox",
+            "decontaminate",
+            "warmup_steps",
+            "grace_seconds",
+            "disk_gb",
+            "dev_tokens",
+            "dev_evals",
+            "precision",
+        ];
         if !optional.contains(&key) {
             short += line;
             short.push('\n');

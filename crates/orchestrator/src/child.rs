@@ -2,8 +2,8 @@
 //!
 //! At the limit the whole group gets SIGTERM and, after a grace period, SIGKILL. A leader that exits takes the rest of
 //! its group with it. The group dies with the orchestrator, even when that is killed: a `lifeline` process waits on a
-//! pipe that only the orchestrator holds open. A child that leaves its group by setsid is not caught here; that needs
-//! a PID namespace.
+//! pipe that only the orchestrator holds open. A command whose code nobody has read runs in the sandbox besides, whose
+//! process namespace takes along what left the group.
 
 mod interrupts;
 mod lifeline;
@@ -19,8 +19,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use sandbox::{Policy, Request};
 use wait4::Wait4;
 
+use crate::files;
 pub use interrupts::Interrupts;
 use lifeline::Lifeline;
 pub use output::last_lines;
@@ -47,6 +49,21 @@ pub struct Task {
     pub limit: Duration,
     /// Time between SIGTERM and SIGKILL.
     pub grace: Duration,
+    /// How it is confined; not at all when absent.
+    pub confined: Option<Confined>,
+}
+
+/// What a command of unknown origin may do.
+#[derive(Debug, Clone)]
+pub struct Confined {
+    /// Files, devices and limits.
+    pub policy: Policy,
+    /// Names of the variables that it inherits; a `*` at the end stands for any rest.
+    pub inherited: &'static [&'static str],
+    /// Where the sandbox says what it enforces.
+    pub report: PathBuf,
+    /// A folder that may not grow beyond so many bytes; no limit of the system's says so.
+    pub watched: Option<(PathBuf, u64)>,
 }
 
 impl Task {
@@ -60,7 +77,15 @@ impl Task {
             log,
             limit,
             grace,
+            confined: None,
         }
+    }
+
+    /// Confines it.
+    #[must_use]
+    pub fn confined(mut self, confined: Option<Confined>) -> Self {
+        self.confined = confined;
+        self
     }
 
     /// Adds an argument.
@@ -74,6 +99,12 @@ impl Task {
     #[must_use]
     pub fn flag(self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.arg(name).arg(value)
+    }
+
+    /// Whether the watched folder is larger than it may be.
+    fn overflows(&self) -> bool {
+        let watched = self.confined.as_ref().and_then(|confined| confined.watched.as_ref());
+        watched.is_some_and(|(folder, most)| files::size(folder) > *most)
     }
 
     /// Sets a variable.
@@ -93,6 +124,8 @@ pub enum End {
     Killed(i32),
     /// It ran past its limit and was stopped.
     TimedOut,
+    /// It wrote more than it may and was stopped.
+    Overflowed,
     /// The user stopped it.
     Interrupted,
 }
@@ -154,12 +187,8 @@ impl Runner {
         }
         let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
         let log = output::Log::start(reader, &task.log)?;
-        // The shell waits for a line, so that nothing of the command runs before the lifeline knows its group.
-        let mut command = Command::new("/bin/sh");
+        let (mut command, line) = gate(task)?;
         command
-            .args(["-c", "read -r _ && exec \"$@\" </dev/null", "sh"])
-            .arg(&task.program)
-            .args(&task.arguments)
             .envs(task.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(&task.folder)
             .stdin(Stdio::piped())
@@ -177,7 +206,7 @@ impl Runner {
         let pid = Pid::from_child(&child);
         self.lifeline.hold(Some(pid))?;
         if let Some(mut gate) = child.stdin.take() {
-            gate.write_all(b"\n").context("the command ended before it began")?;
+            gate.write_all(&line).context("the command ended before it began")?;
         }
         tracing::debug!(program = %program.display(), pid = pid.as_raw_nonzero().get(), "started");
         std::thread::spawn(move || {
@@ -204,6 +233,12 @@ impl Runner {
                     deadline = Instant::now() + UNKILLABLE;
                 }
                 (Ok(Event::Interrupt), _) => {}
+                (Err(RecvTimeoutError::Timeout), Phase::Running) if task.overflows() => {
+                    // At once: each second of grace could be another gigabyte.
+                    signal(pid, Signal::KILL);
+                    phase = Phase::Killed(End::Overflowed);
+                    deadline = Instant::now() + UNKILLABLE;
+                }
                 (Err(RecvTimeoutError::Timeout), _) if Instant::now() < deadline => tick(started.elapsed()),
                 (Err(RecvTimeoutError::Timeout), Phase::Running) => {
                     signal(pid, Signal::TERM);
@@ -227,6 +262,7 @@ impl Runner {
         let used = child.wait4().context("cannot wait for a child")?;
         self.lifeline.hold(None)?;
         self.interrupts.unsubscribe();
+        sandbox::clean();
         log.finish();
         let end = match phase {
             Phase::Running => match (used.status.code(), used.status.signal()) {
@@ -238,6 +274,40 @@ impl Runner {
         tracing::debug!(?end, ?elapsed, memory = used.rusage.maxrss, "ended");
         Ok(Finished { end, elapsed, memory: used.rusage.maxrss })
     }
+}
+
+/// What is started in the command's place, and what it waits for on its input before it becomes the command: so nothing
+/// of that runs before the lifeline knows its group.
+fn gate(task: &Task) -> Result<(Command, Vec<u8>)> {
+    let Some(confined) = &task.confined else {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read -r _ && exec \"$@\" </dev/null", "sh"]).arg(&task.program).args(&task.arguments);
+        return Ok((command, b"\n".to_vec()));
+    };
+    let request = Request {
+        program: task.program.clone(),
+        arguments: task.arguments.clone(),
+        policy: confined.policy.clone(),
+        report: Some(confined.report.clone()),
+    };
+    // The file may have been built anew since this process started; the link is to what runs.
+    let stage = if cfg!(target_os = "linux") {
+        PathBuf::from("/proc/self/exe")
+    } else {
+        std::env::current_exe().context("cannot find the orchestrator's own program")?
+    };
+    let mut command = Command::new(stage);
+    command.arg(sandbox::STAGE).env_clear();
+    for (name, value) in std::env::vars_os() {
+        let inherits = |pattern: &&str| match pattern.strip_suffix('*') {
+            Some(prefix) => name.as_encoded_bytes().starts_with(prefix.as_bytes()),
+            None => name == **pattern,
+        };
+        if confined.inherited.iter().any(inherits) {
+            command.env(name, value);
+        }
+    }
+    Ok((command, serde_json::to_vec(&request)?))
 }
 
 /// Signals a whole group; a group that is gone already is fine. A stopped group is woken to see it.

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use campaign::AgentKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::doctor;
 use crate::error::{EXIT_CODES, Failure};
 use crate::plot;
 use crate::results;
@@ -35,9 +36,12 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Run),
+    Try(Try),
+    Replicate(Replicate),
     Status(Which),
     Results(Results),
     Setup(Setup),
+    Doctor(Doctor),
 }
 
 /// Run the whole main job, or go on with it.
@@ -109,6 +113,63 @@ impl MachineArgs {
     }
 }
 
+/// Make one experiment of a recipe that you wrote.
+///
+/// The file takes the place of crates/trainer/src/train.rs in a copy of the best commit; it is built, trained, measured
+/// and kept or discarded like any other. The search must have its baseline, and must not run.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  orchestrator try my_train.rs --description \"cosine warm-up\"
+  orchestrator try my_train.rs --tag nano-nov21 --json
+
+Exit codes: see `orchestrator --help`.")]
+struct Try {
+    /// The recipe.
+    file: PathBuf,
+    /// What it tries, in one line, for the table.
+    #[arg(long, value_name = "TEXT", default_value = "a recipe by hand")]
+    description: String,
+    /// The campaign; the search that was written to last when left out.
+    #[arg(long)]
+    campaign: Option<String>,
+    /// The search.
+    #[arg(long)]
+    tag: Option<String>,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Print the row as a line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Train and measure a commit again with other seeds: how much does the loss differ from run to run?
+///
+/// The search must not run. What was measured counts in `status` and `results`; it changes no verdict.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  orchestrator replicate                            the baseline, 4 times
+  orchestrator replicate best -n 2 --tag nano-nov21
+
+Exit codes: see `orchestrator --help`.")]
+struct Replicate {
+    /// `baseline`, `best`, the number of an experiment, or the begin of its commit.
+    #[arg(default_value = "baseline")]
+    commit: String,
+    /// How many times.
+    #[arg(short = 'n', value_name = "K", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    runs: u64,
+    /// The campaign; the search that was written to last when left out.
+    #[arg(long)]
+    campaign: Option<String>,
+    /// The search.
+    #[arg(long)]
+    tag: Option<String>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
 /// Show what a search is doing and what it has found.
 ///
 /// Reads the journal alone: works while the search runs, and after.
@@ -171,6 +232,19 @@ struct Setup {
     libtorch_only: bool,
 }
 
+/// Check what this machine has: programs, libtorch, disk, and how much of the sandbox it can enforce.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  orchestrator doctor
+
+Exit codes: 0 all is well, 1 something is missing.")]
+struct Doctor {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Parses the command line, does what it says, and returns its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -212,12 +286,45 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             };
             search::run(&root, &options)
         }
+        Command::Try(args) => {
+            let (layout, _) = status::find(&root, args.campaign.as_deref(), args.tag.as_deref())?;
+            let source = std::fs::read_to_string(&args.file).map_err(|e| Failure::Recipe {
+                message: format!("cannot read {}: {e}", args.file.display()),
+                hint: "name a file of Rust source".into(),
+            })?;
+            let options = Options { machine: args.machine.machine()?, json: args.json, ..Options::default() };
+            let description = args.description.split_whitespace().collect::<Vec<_>>().join(" ");
+            search::attempt(&root, &layout, &options, &source, &description)
+        }
+        Command::Replicate(args) => {
+            let (layout, _) = status::find(&root, args.campaign.as_deref(), args.tag.as_deref())?;
+            let options = Options { machine: args.machine.machine()?, ..Options::default() };
+            search::replicate(&root, &layout, &options, &args.commit, args.runs)
+        }
         Command::Status(which) => {
             let (layout, state) = status::find(&root, which.campaign.as_deref(), which.tag.as_deref())?;
             let status = Status::of(&layout, &state);
             if which.json { print_json(&status) } else { print(&(status.lines(&state).join("\n") + "\n")) }
         }
         Command::Results(results) => show_results(&root, results),
+        Command::Doctor(args) => {
+            let checks = doctor::examine(&root);
+            if args.json {
+                print_json(&checks)?;
+            } else {
+                for check in &checks {
+                    let mark = if check.ok { "ok" } else { "MISSING" };
+                    print(&format!("{mark:<8} {}: {}\n", check.name, check.found))?;
+                    if let Some(advice) = check.advice {
+                        print(&format!("{:<8} → {advice}\n", ""))?;
+                    }
+                }
+            }
+            match checks.iter().filter(|check| !check.ok).count() {
+                0 => Ok(()),
+                missing => Err(Failure::Other(anyhow!("{missing} of {} checks found something missing", checks.len()))),
+            }
+        }
         Command::Setup(args) if args.libtorch_only => setup::libtorch(&root).map_err(Failure::Setup),
         Command::Setup(args) => {
             let file = search::campaign_file(&root, args.campaign.as_deref())?;

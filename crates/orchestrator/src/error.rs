@@ -51,6 +51,14 @@ pub enum Failure {
         /// What is wrong with it.
         message: String,
     },
+    /// A recipe that was handed in cannot be tried.
+    #[error("{message}")]
+    Recipe {
+        /// What is wrong with it.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
     /// There is nothing to show yet.
     #[error("{0}")]
     NothingYet(String),
@@ -72,6 +80,7 @@ Exit codes:
     7  no such campaign, or its file is refused
     8  the journal is damaged
     9  nothing has been run yet
+   10  the recipe that was handed in cannot be tried
   130  killed by a second Ctrl-C";
 
 impl Failure {
@@ -86,6 +95,7 @@ impl Failure {
             Self::Campaign { .. } => 7,
             Self::Journal { .. } => 8,
             Self::NothingYet(_) => 9,
+            Self::Recipe { .. } => 10,
             Self::Interrupted => 130,
         }
     }
@@ -95,7 +105,7 @@ impl Failure {
         match self {
             Self::Other(_) => None,
             Self::Setup(_) => Some("after that, run the same command again: what is done is skipped".into()),
-            Self::Campaign { hint, .. } | Self::Checkout { hint, .. } => Some(hint.clone()),
+            Self::Campaign { hint, .. } | Self::Checkout { hint, .. } | Self::Recipe { hint, .. } => Some(hint.clone()),
             Self::Busy { tag, .. } => Some(format!(
                 "`orchestrator status --tag {tag}` shows it; `--tag ANOTHER` starts a second search beside it"
             )),

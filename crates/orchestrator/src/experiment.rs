@@ -5,10 +5,12 @@
 //! decided. Nothing is built or evaluated while a trainer runs.
 
 mod build;
+mod confine;
 mod evaluate;
 mod train;
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use git2::Oid;
@@ -18,12 +20,16 @@ use crate::clock;
 use crate::error::Failure;
 use crate::files;
 use crate::knobs;
-use crate::ledger::{Abandoned, Evaluation, Event, Proposed, Row, Status, Trained};
+use crate::layout::Run;
+use crate::ledger::{Abandoned, Evaluation, Event, Proposed, Replicate, Row, Status};
 use crate::results;
 use crate::search::Search;
 use crate::verdict;
 
 pub use evaluate::Subject;
+
+/// Who proposes what a person wrote.
+const HUMAN: &str = "human";
 
 /// How a turn of the loop ended.
 pub enum Turn {
@@ -56,19 +62,16 @@ impl Search<'_> {
         }
         let flight = self.state.flight.clone().context("no experiment is in flight")?;
         let number = flight.proposed.experiment;
+        let run = Run::Experiment(number);
         if flight.measured.is_none() && flight.trained.is_none() {
-            let folder = self.layout.experiment(number);
-            if folder.exists() {
-                fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
-            }
-            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            let built = match self.build(&flight.proposed)? {
+            self.empty(run)?;
+            let built = match self.build(run, &flight.proposed)? {
                 Step::Next(built) => built,
                 Step::Failed(status, reason) => return self.fail(status, reason),
                 Step::Interrupted => return self.abandon("interrupted while building"),
             };
             self.write(Event::Built(built))?;
-            let trained = match self.train(&flight.proposed)? {
+            let trained = match self.train(run, &flight.proposed)? {
                 Step::Next(trained) => trained,
                 Step::Failed(status, reason) => return self.fail(status, reason),
                 Step::Interrupted => return self.abandon("interrupted while training"),
@@ -77,7 +80,7 @@ impl Search<'_> {
         }
         let measured = match flight.measured {
             Some(measured) => measured,
-            None => match self.evaluate(Subject::Experiment(number), corpus::Part::Select)? {
+            None => match self.evaluate(Subject::Run(run), corpus::Part::Select)? {
                 Step::Next(measured) => {
                     self.write(Event::Measured(measured.clone()))?;
                     measured
@@ -92,6 +95,64 @@ impl Search<'_> {
         let gain = verdict::gain(best, measured.eval_loss);
         self.end(status, None, Some((gain, measured)))?;
         Ok(Turn::Done)
+    }
+
+    /// Makes an empty folder for a run.
+    fn empty(&self, run: Run) -> Result<(), Failure> {
+        let (folder, out) = (self.layout.folder(run), self.layout.out(run));
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
+        fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+        Ok(())
+    }
+
+    /// Trains and measures a commit that was measured before, with another seed; false when interrupted.
+    ///
+    /// # Errors
+    /// When the run fails: what was measured before should not.
+    pub fn replicate(&mut self, row: &Row, seed: u64) -> Result<bool, Failure> {
+        let number = self.state.replicates.len() as u64 + 1;
+        let run = Run::Replicate(number);
+        self.empty(run)?;
+        let proposed = Proposed {
+            experiment: number,
+            commit: row.commit.clone(),
+            parent: None,
+            agent: row.agent.clone(),
+            description: format!("experiment {} with seed {seed}", row.experiment),
+            knobs: Default::default(),
+            recipe: String::new(),
+            seed,
+        };
+        let failed = |reason: String| {
+            let log = self.layout.folder(run);
+            Failure::Other(anyhow::anyhow!("{run} failed: {reason} (its logs are in {})", log.display()))
+        };
+        match self.build(run, &proposed)? {
+            Step::Next(_) => {}
+            Step::Failed(_, reason) => return Err(failed(reason)),
+            Step::Interrupted => return Ok(false),
+        }
+        let trained = match self.train(run, &proposed)? {
+            Step::Next(trained) => trained,
+            Step::Failed(_, reason) => return Err(failed(reason)),
+            Step::Interrupted => return Ok(false),
+        };
+        let evaluation = match self.evaluate(Subject::Run(run), corpus::Part::Select)? {
+            Step::Next(evaluation) => evaluation,
+            Step::Failed(_, reason) => return Err(failed(reason)),
+            Step::Interrupted => return Ok(false),
+        };
+        self.printer.line(&format!(
+            "{run}: experiment {} with seed {seed}: ppl {:.6}, {:.6} nats",
+            row.experiment, evaluation.eval_ppl, evaluation.eval_loss
+        ));
+        let replicate =
+            Replicate { number, experiment: row.experiment, commit: row.commit.clone(), seed, trained, evaluation };
+        self.write(Event::Replicated(replicate))?;
+        self.clear(run, false);
+        Ok(true)
     }
 
     /// Puts a new candidate in flight, or says why there is none.
@@ -146,10 +207,50 @@ impl Search<'_> {
                 }
             }
         };
-        let commit = oid(&proposed.commit)?;
-        self.write(Event::Proposed(proposed))?;
-        self.workspace.record(&self.layout.tag, number, commit)?;
+        self.put_in_flight(proposed)?;
         Ok(None)
+    }
+
+    /// Puts a person's recipe in flight, as a change of the incumbent.
+    ///
+    /// # Errors
+    /// When it is not Rust, was tried before, or an experiment is in flight.
+    pub fn propose_recipe(&mut self, source: &str, description: &str) -> Result<(), Failure> {
+        let refused = |message: &str, hint: &str| Failure::Recipe { message: message.into(), hint: hint.into() };
+        if let Some(flight) = &self.state.flight {
+            return Err(refused(
+                &format!("experiment {} of this search is not over", flight.proposed.experiment),
+                "`orchestrator run` goes on with it; stop it when its row is there",
+            ));
+        }
+        let Some(incumbent) = self.state.incumbent() else {
+            return Err(refused("this search has no baseline yet", "`orchestrator run --experiments 1` measures it"));
+        };
+        let parent = oid(&incumbent.commit)?;
+        let recipe = knobs::token_hash(source).map_err(|e| refused(&format!("it is not Rust: {e}"), "mend it"))?;
+        if self.state.tried().contains(&recipe) {
+            return Err(refused("this recipe was tried before", "`orchestrator results` has its row"));
+        }
+        let number = self.state.next();
+        let message = format!("experiment {number}: {description}\n");
+        let proposed = Proposed {
+            experiment: number,
+            commit: self.workspace.commit(parent, source, HUMAN, &message)?.to_string(),
+            parent: Some(parent.to_string()),
+            agent: HUMAN.into(),
+            description: description.into(),
+            // Without readable knobs the optimizer learns nothing of it, and that is all.
+            knobs: knobs::parse(source, self.knobs_constant()).map(|space| space.values()).unwrap_or_default(),
+            recipe,
+            seed: self.seed,
+        };
+        self.put_in_flight(proposed)
+    }
+
+    fn put_in_flight(&mut self, proposed: Proposed) -> Result<(), Failure> {
+        let (number, commit) = (proposed.experiment, oid(&proposed.commit)?);
+        self.write(Event::Proposed(proposed))?;
+        Ok(self.workspace.record(&self.layout.tag, number, commit)?)
     }
 
     /// What was tried and what came of it, in order.
@@ -166,7 +267,7 @@ impl Search<'_> {
         let number = self.state.next();
         if self.state.incumbent().is_none() {
             self.write(Event::Abandoned(Abandoned { experiment: number, reason: reason.clone(), again: true }))?;
-            let folder = self.layout.experiment(number);
+            let folder = self.layout.folder(Run::Experiment(number));
             // The log of the last step that it came to.
             let logs = ["eval.log", "run.log", "build.log"].map(|name| folder.join(name));
             let log = logs.into_iter().find(|log| log.exists()).unwrap_or(folder);
@@ -224,12 +325,26 @@ impl Search<'_> {
         self.workspace.advance(&self.layout.tag, from, to)
     }
 
-    /// Frees the space of an experiment that is over: the trainer, which its commit can give again, and the artifact,
-    /// unless it was kept. Logs and figures stay.
+    /// Frees the space of an experiment that is over: the trainer, which its commit can give again, and all that the
+    /// run left but its log and summary and, where it was kept, the artifact.
     pub fn remove_superfluous(&self, row: &Row) {
-        let artifact = (row.status != Status::Keep).then(|| self.layout.artifact(row.experiment));
-        for path in artifact.into_iter().chain([self.layout.experiment(row.experiment).join("trainer")]) {
-            match fs::remove_file(&path) {
+        self.clear(Run::Experiment(row.experiment), row.status == Status::Keep);
+    }
+
+    fn clear(&self, run: Run, keep: bool) {
+        let out = self.layout.out(run);
+        let wanted = |path: &PathBuf| {
+            let kept = keep && *path == self.layout.artifact(run);
+            kept || ["train.tsv", "summary.json"].iter().any(|name| *path == out.join(name))
+        };
+        let left = fs::read_dir(&out).map(|entries| entries.flatten().map(|entry| entry.path()).collect());
+        let mut superfluous: Vec<PathBuf> = left.unwrap_or_default();
+        superfluous.retain(|path| !wanted(path));
+        superfluous.push(self.layout.folder(run).join("trainer"));
+        for path in superfluous {
+            let is_folder = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     tracing::warn!(path = %path.display(), error = %e, "cannot remove a superfluous file");
                 }
@@ -263,7 +378,7 @@ pub fn oid(text: &str) -> anyhow::Result<Oid> {
     Oid::from_str(text).with_context(|| format!("{text:?} is no commit"))
 }
 
-/// Whether a run left what the evaluator needs.
-pub fn handed_over(search: &Search, trained: &Trained) -> bool {
-    search.layout.artifact(trained.experiment).is_file()
+/// Whether a run left what the evaluator needs: a file, not a link to one.
+pub fn handed_over(search: &Search, run: Run) -> bool {
+    fs::symlink_metadata(search.layout.artifact(run)).is_ok_and(|artifact| artifact.is_file())
 }

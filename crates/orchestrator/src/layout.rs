@@ -10,6 +10,24 @@ use crate::error::Failure;
 /// The file that a candidate may change, relative to the repository root.
 pub const RECIPE: &str = "crates/trainer/src/train.rs";
 
+/// One run of a trainer in a search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// Of a candidate.
+    Experiment(u64),
+    /// Of a commit that was measured before, with another seed.
+    Replicate(u64),
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Experiment(number) => write!(f, "#{number}"),
+            Self::Replicate(number) => write!(f, "replicate {number}"),
+        }
+    }
+}
+
 /// The folders of one search: `experiments/<name>/runs/<tag>/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -57,14 +75,23 @@ impl Layout {
         self.run().join("bin").join("evaluator")
     }
 
-    /// Files of one experiment.
-    pub fn experiment(&self, number: u64) -> PathBuf {
-        self.run().join("experiments").join(format!("{number:04}"))
+    /// Files of one run of a trainer.
+    pub fn folder(&self, run: Run) -> PathBuf {
+        let (kind, number) = match run {
+            Run::Experiment(number) => ("experiments", number),
+            Run::Replicate(number) => ("replicates", number),
+        };
+        self.run().join(kind).join(format!("{number:04}"))
     }
 
-    /// What an experiment's trainer hands over.
-    pub fn artifact(&self, number: u64) -> PathBuf {
-        self.experiment(number).join("artifact.ternary")
+    /// What a trainer may write. Nothing in it is trusted, and nothing else is written there.
+    pub fn out(&self, run: Run) -> PathBuf {
+        self.folder(run).join("out")
+    }
+
+    /// What a trainer hands over.
+    pub fn artifact(&self, run: Run) -> PathBuf {
+        self.out(run).join("artifact.ternary")
     }
 }
 

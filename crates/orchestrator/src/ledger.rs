@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use campaign::AgentKind;
 use corpus::Part;
+use sandbox::Enforced;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::Record;
@@ -35,6 +36,8 @@ pub enum Event {
     Abandoned(Abandoned),
     /// An artifact was measured for the final figures.
     Reported(Reported),
+    /// A commit was trained and measured once more, with another seed.
+    Replicated(Replicate),
     /// The search ended in good order.
     Stopped {
         /// Why.
@@ -106,6 +109,9 @@ pub struct Built {
     pub seconds: f64,
     /// sha256 of the trainer.
     pub trainer_sha256: String,
+    /// What the sandbox enforced; `None` without one.
+    #[serde(default)]
+    pub sandbox: Option<Enforced>,
 }
 
 /// A finished training run.
@@ -123,6 +129,9 @@ pub struct Trained {
     pub tokens: u64,
     /// Peak resident memory in bytes, from the system.
     pub memory: u64,
+    /// What the sandbox enforced; `None` without one.
+    #[serde(default)]
+    pub sandbox: Option<Enforced>,
 }
 
 /// What the evaluator measured.
@@ -153,6 +162,34 @@ pub struct Reported {
     pub experiment: Option<u64>,
     /// The figures on `report`.
     pub evaluation: Evaluation,
+}
+
+/// One more measurement of a commit, with another seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replicate {
+    /// Its number among the replicates, from 1.
+    pub number: u64,
+    /// The experiment that it repeats.
+    pub experiment: u64,
+    /// The commit.
+    pub commit: String,
+    /// Seed of the training run.
+    pub seed: u64,
+    /// The training run.
+    pub trained: Trained,
+    /// The figures on `select`.
+    pub evaluation: Evaluation,
+}
+
+/// The spread of the loss from run to run of the same commit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Noise {
+    /// Standard deviation, nats per token; pooled over the commits that were replicated.
+    pub sd: f64,
+    /// Its own standard error, taking the losses as normal: sd/√(2·degrees of freedom).
+    pub error: f64,
+    /// Runs that it is taken from.
+    pub runs: usize,
 }
 
 /// A broken-off experiment.
@@ -275,6 +312,8 @@ pub struct State {
     pub reported: BTreeMap<Option<u64>, Evaluation>,
     /// Why it stopped, when it did so in good order and has not gone on since.
     pub stopped: Option<String>,
+    /// Measurements with other seeds, in order.
+    pub replicates: Vec<Replicate>,
     /// Candidates by experiment, the one in flight included.
     pub proposals: BTreeMap<u64, Proposed>,
 }
@@ -344,6 +383,12 @@ impl State {
             Event::Reported(reported) => {
                 self.reported.insert(reported.experiment, reported.evaluation.clone());
             }
+            Event::Replicated(replicate) => {
+                if replicate.number != self.replicates.len() as u64 + 1 {
+                    return Err(format!("replicate {} does not come next", replicate.number));
+                }
+                self.replicates.push(replicate.clone());
+            }
             Event::Stopped { reason } => self.stopped = Some(reason.clone()),
         }
         Ok(())
@@ -369,6 +414,41 @@ impl State {
     /// The first experiment, once it is over.
     pub fn baseline(&self) -> Option<&Row> {
         self.rows.first()
+    }
+
+    /// The row of an experiment that was measured: by its number, the begin of its commit, `baseline` or `best`.
+    pub fn find(&self, name: &str) -> Option<&Row> {
+        match name {
+            "baseline" => self.baseline(),
+            "best" => self.incumbent(),
+            _ => self
+                .rows
+                .iter()
+                .filter(|row| row.evaluation.is_some())
+                .find(|row| row.experiment.to_string() == name || (name.len() >= 7 && row.commit.starts_with(name))),
+        }
+    }
+
+    /// The run-to-run noise, once a commit has runs of two seeds.
+    pub fn noise(&self) -> Option<Noise> {
+        let mut losses: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for replicate in &self.replicates {
+            losses.entry(&replicate.commit).or_default().push(replicate.evaluation.eval_loss);
+        }
+        for row in &self.rows {
+            if let (Some(losses), Some(loss)) = (losses.get_mut(row.commit.as_str()), row.loss()) {
+                losses.push(loss);
+            }
+        }
+        let (mut squares, mut freedom, mut runs) = (0.0, 0, 0);
+        for losses in losses.values() {
+            let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+            squares += losses.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>();
+            freedom += losses.len() - 1;
+            runs += losses.len();
+        }
+        let sd = (squares / freedom as f64).sqrt();
+        (freedom > 0).then_some(Noise { sd, error: sd / (2.0 * freedom as f64).sqrt(), runs })
     }
 
     /// Hashes of every recipe that was proposed.

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    orchestrator::main()
+    // Before any thread: this process may have been started to become a confined command.
+    sandbox::intercept().unwrap_or_else(orchestrator::main)
 }

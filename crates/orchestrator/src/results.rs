@@ -15,7 +15,7 @@ use crate::files;
 use crate::ledger::{Row, Status};
 use crate::workspace::Workspace;
 
-pub use table::{Document, header, line, print, summary};
+pub use table::{Document, header, line, noise, print, summary};
 
 /// The first five are those of karpathy/autoresearch.
 pub const COLUMNS: [&str; 20] = [
@@ -40,6 +40,8 @@ pub const COLUMNS: [&str; 20] = [
     "seed",
     "finished_at",
 ];
+/// Characters of a description, and of a reason.
+const LONGEST_TEXT: usize = 600;
 const CAMPAIGN: usize = 6;
 const FINISHED_AT: usize = 19;
 
@@ -139,13 +141,25 @@ pub fn short(commit: &str) -> &str {
     commit.get(..7).unwrap_or(commit)
 }
 
-/// What was changed, and why it failed where it did, in one line.
+/// What was changed, and why it failed where it did, in one line. Part of it may be what a candidate printed.
 pub fn description(row: &Row) -> String {
-    let text = match &row.reason {
-        None => row.description.clone(),
-        Some(reason) => format!("{} ({reason})", row.description),
-    };
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    match &row.reason {
+        None => plain(&row.description),
+        Some(reason) => format!("{} ({})", plain(&row.description), plain(reason)),
+    }
+}
+
+/// Text that may come from anywhere, in one line: nothing that moves a cursor or turns a line around, cut to
+/// [`LONGEST_TEXT`].
+fn plain(text: &str) -> String {
+    let invisible =
+        |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let visible: String = text.chars().map(|c| if c.is_control() || invisible(c) { ' ' } else { c }).collect();
+    let line = visible.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST_TEXT) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
 }
 
 #[cfg(test)]

@@ -11,20 +11,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use campaign::{AgentKind, Campaign};
+use campaign::{AgentKind, Campaign, Sandbox};
 use git2::Oid;
 
 use crate::child::{Interrupts, Runner, Task};
 use crate::error::Failure;
 use crate::experiment::{Turn, handed_over, oid};
 use crate::journal::Journal;
-use crate::layout::Layout;
+use crate::layout::{Layout, Run};
 use crate::ledger::{Abandoned, Event, Resumed, Started, State};
 use crate::printer::Printer;
 use crate::results;
 use crate::workspace::{Workspace, Worktree};
 
-pub use start::{campaign_file, parse_agent, report, run};
+pub use start::{attempt, campaign_file, parse_agent, replicate, report, run};
 
 /// Free space below which no experiment is begun: a full disk would fail it for no fault of its own.
 const FREE_BYTES: u64 = 1 << 30;
@@ -190,7 +190,10 @@ impl<'a> Search<'a> {
                 self.write(abandoned("its commit was lost", false))?;
             } else {
                 self.workspace.record(&self.layout.tag, experiment, commit)?;
-                let lost = flight.trained.as_ref().is_some_and(|trained| !handed_over(self, trained));
+                let lost = flight
+                    .trained
+                    .as_ref()
+                    .is_some_and(|trained| !handed_over(self, Run::Experiment(trained.experiment)));
                 let broken_off = flight.built.is_some() && flight.trained.is_none();
                 if flight.measured.is_none() && (lost || broken_off) {
                     self.write(abandoned("the orchestrator ended while it ran", true))?;
@@ -215,6 +218,11 @@ impl<'a> Search<'a> {
     /// Name of the constant in the recipe that holds this campaign's knobs.
     pub fn knobs_constant(&self) -> &'static str {
         if self.campaign.model.scratch.is_some() { "SCRATCH" } else { "PRETRAINED" }
+    }
+
+    /// Whether candidates are built and run in the sandbox.
+    pub fn sandboxed(&self) -> bool {
+        self.campaign.sandbox != Sandbox::Off
     }
 
     /// Adds to a program's arguments how it may use the machine.
@@ -255,6 +263,15 @@ impl<'a> Search<'a> {
                 Turn::Interrupted => return Ok(Stop::Interrupted),
                 Turn::Exhausted(why) => return Ok(Stop::Limit(why)),
             }
+        }
+    }
+
+    /// Leaves the worktree at the incumbent, whatever happened.
+    fn rest(&self) {
+        if let Some(row) = self.state.incumbent()
+            && let Err(e) = oid(&row.commit).and_then(|commit| self.worktree.show(commit))
+        {
+            tracing::warn!(error = %format!("{e:#}"), "the worktree is not at the incumbent");
         }
     }
 

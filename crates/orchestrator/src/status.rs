@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
+use sandbox::Enforced;
 use serde::Serialize;
 
 use crate::clock;
 use crate::error::Failure;
 use crate::journal;
 use crate::layout::{self, Layout};
-use crate::ledger::{Evaluation, Row, State};
+use crate::ledger::{Evaluation, Noise, Row, State};
 use crate::results;
 use crate::search;
 
@@ -42,6 +43,10 @@ pub struct Status<'a> {
     pub baseline_report: Option<&'a Evaluation>,
     /// Final figures of the best.
     pub best_report: Option<&'a Evaluation>,
+    /// The run-to-run noise, where it was measured.
+    pub noise: Option<Noise>,
+    /// What the sandbox enforced in the last run that trained.
+    pub sandbox: Option<&'a Enforced>,
 }
 
 /// The experiment that is not over.
@@ -80,6 +85,8 @@ impl<'a> Status<'a> {
             floor: state.floor.as_ref(),
             baseline_report: reported(state.baseline()),
             best_report: reported(state.incumbent()),
+            noise: state.noise(),
+            sandbox: state.rows.iter().rev().find_map(|row| row.trained.as_ref()?.sandbox.as_ref()),
         }
     }
 
@@ -98,6 +105,9 @@ impl<'a> Status<'a> {
         lines.extend(results::summary(state));
         if let Some(row) = state.rows.last() {
             lines.push(format!("last: {}", results::line(row).trim_start()));
+        }
+        if let Some(sandbox) = self.sandbox {
+            lines.push(format!("sandbox: {}", sandbox.summary()));
         }
         lines
     }

@@ -3,144 +3,27 @@
 
 #![allow(clippy::unwrap_used, reason = "the whole file is tests")]
 
+mod stand_ins;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use stand_ins::{RECIPE, Repository};
 
-const RECIPE: &str = "\
-const SCRATCH: Knobs = Knobs {
-    learning_rate: 4e-3, // search: log 5e-4..2e-2
-};
-";
-
-/// Builds shell programs: the recipe's learning rate goes into the trainer, as a compiler would put it there.
-const CARGO: &str = r#"#!/bin/sh
-target=${CARGO_TARGET_DIR:-target}/release
-mkdir -p "$target"
-rate=$(sed -n 's/.*learning_rate: \([^,]*\),.*/\1/p' crates/trainer/src/train.rs)
-for program in trainer evaluator prepare; do
-    sed "s/RATE/$rate/" "$STAND_INS/$program" > "$target/$program.new"
-    chmod +x "$target/$program.new"
-    mv "$target/$program.new" "$target/$program"
-done
-"#;
-
-const TRAINER: &str = r#"#!/bin/sh
-while [ $# -gt 0 ]; do
-    case $1 in --out) out=$2 ;; esac
-    shift
-done
-if [ -n "$TRAINER_HANGS" ]; then
-    echo $$ > "$TRAINER_HANGS.new"
-    mv "$TRAINER_HANGS.new" "$TRAINER_HANGS"
-    while :; do sleep 0.05; done
-fi
-echo RATE > "$out/artifact.ternary"
-echo '{"status":"completed","training_seconds":1.5,"num_steps":10,"tokens":1000}' > "$out/summary.json"
-"#;
-
-/// The best learning rate is 0.01.
-const EVALUATOR: &str = r#"#!/bin/sh
-while [ $# -gt 0 ]; do
-    case $1 in --out) out=$2 ;; --artifact) artifact=$2 ;; esac
-    shift
-done
-awk '{ d = log($1 / 0.01); l = 3 + d * d
-    printf "{\"eval_loss\":%.9f,\"eval_ppl\":%.9f,\"eval_bpb\":1.5,\"tokens\":100,", l, exp(l)
-    printf "\"bits_per_weight\":1.7,\"q_neg1\":0.3,\"q_zero\":0.4,\"q_pos1\":0.3,\"seconds\":0.1}" }' "$artifact" > "$out"
-"#;
-
-const PREPARE: &str = r#"#!/bin/sh
-while [ $# -gt 0 ]; do
-    case $1 in --data) data=$2 ;; esac
-    shift
-done
-mkdir -p "$data"
-echo '{}' > "$data/prepared.json"
-"#;
-
-struct Repository {
-    dir: tempfile::TempDir,
+/// What only these tests ask.
+trait Killed {
+    fn start(&self, arguments: &[&str]) -> Child;
+    fn log(&self) -> PathBuf;
+    fn journal_lines(&self) -> usize;
+    fn outcome(&self) -> Vec<(u64, String, String, String)>;
+    fn check(&self, experiments: u64);
 }
 
-impl Repository {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let this = Self { dir };
-        let campaign = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/nano/campaign.toml");
-        let campaign = fs::read_to_string(campaign).unwrap();
-        for (file, text) in [
-            ("clone/Cargo.toml", "[workspace]\n"),
-            ("clone/.gitignore", "/target\n/experiments/*/data\n/experiments/*/runs\n"),
-            ("clone/crates/trainer/src/train.rs", RECIPE),
-            ("clone/experiments/nano/campaign.toml", &campaign),
-            ("stand-ins/cargo", CARGO),
-            ("stand-ins/trainer", TRAINER),
-            ("stand-ins/evaluator", EVALUATOR),
-            ("stand-ins/prepare", PREPARE),
-            ("libtorch/lib/none", ""),
-        ] {
-            let path = this.dir.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        this.git(&["init", "-q", "-b", "main"]);
-        this.git(&["add", "."]);
-        this.git(&["commit", "-q", "-m", "start"]);
-        this
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("clone")
-    }
-
-    fn run_folder(&self) -> PathBuf {
-        self.root().join("experiments/nano/runs/t")
-    }
-
-    fn git(&self, arguments: &[&str]) -> String {
-        let out = Command::new("git")
-            .args(["-c", "user.name=t", "-c", "user.email=t@localhost"])
-            .args(arguments)
-            .current_dir(self.root())
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap().trim().to_owned()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let stand_ins = self.dir.path().join("stand-ins");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_orchestrator"));
-        command
-            .args(arguments)
-            .current_dir(self.root())
-            .env("CARGO", stand_ins.join("cargo"))
-            .env("STAND_INS", stand_ins)
-            .env("CARGO_TARGET_DIR", self.root().join("target"))
-            .env("LIBTORCH", self.dir.path().join("libtorch"))
-            .env_remove("CARGO_BUILD_BUILD_DIR")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn output(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        let out = self.output(arguments);
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        serde_json::from_slice(&out.stdout).unwrap()
-    }
-
+impl Killed for Repository {
     fn start(&self, arguments: &[&str]) -> Child {
         let log = fs::File::create(self.log()).unwrap();
         self.command(arguments).stdout(Stdio::null()).stderr(log).spawn().unwrap()
@@ -182,7 +65,7 @@ impl Repository {
             let number = row["experiment"].as_u64().unwrap();
             let recorded = self.git(&["rev-parse", &format!("refs/autoresearch/t/{number}")]);
             assert_eq!(recorded, row["commit"].as_str().unwrap());
-            let artifact = self.run_folder().join(format!("experiments/{number:04}/artifact.ternary"));
+            let artifact = self.run_folder().join(format!("experiments/{number:04}/out/artifact.ternary"));
             assert_eq!(artifact.exists(), row["status"] == "keep", "{number}");
         }
         let table = fs::read_to_string(self.root().join("results.tsv")).unwrap();

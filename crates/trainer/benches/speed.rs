@@ -2,11 +2,13 @@
 //!
 //! Run it on an idle machine: `cargo xtask bench speed`. Weights and tokens are random; speed does not depend on them.
 //! Each figure is the best of several repetitions. The training step is the recipe's: weights quantized once a step,
-//! straight-through gradients, the loss in chunks, fused AdamW with clipping.
+//! straight-through gradients, the loss in chunks, fused AdamW with clipping. Where PyTorch is installed for `python3`
+//! (or for the program that `PYTHON` names), `pytorch.py` runs the same step in it.
 
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
 use model::{Decoder, Dense, Linears, Weights, score};
 use tch::{Device, Kind, Tensor};
@@ -15,9 +17,8 @@ use ternary::optim::{AdamW, Group, Options};
 use ternary::quantize::Scale;
 use ternary::weight::{Blend, CastWeight, Estimator, Method, TernaryWeight};
 
-/// The PyTorch row "straight-through on the weight, one product, bf16 autocast" of a two-core EPYC machine: 4 × 256
-/// tokens of SmolLM2-135M a step. Another machine's figure, for orientation.
-const PYTORCH_TOKENS_PER_S: f64 = 214.0;
+/// Weights along a row that share a scale.
+const GROUP: usize = 64;
 
 fn main() -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -138,7 +139,7 @@ fn training(
 ) -> Result<()> {
     let weights = Weights::init(config, 0, Device::Cpu)?;
     let method = Method {
-        grouping: Grouping::Group(64),
+        grouping: Grouping::Group(GROUP),
         scale: Scale::Twn,
         deadzone: Scale::Twn.default_deadzone(),
         estimator: Estimator::Plain,
@@ -204,21 +205,45 @@ fn training(
     if let Some(error) = failed {
         return Err(error).with_context(|| name.to_owned());
     }
-    let tokens = rows * length;
+    let speed = (rows * length) as f64 / seconds;
     let alone = product_seconds(config, [rows, length], compute, true);
-    print!(
-        "{name}: {:.0} tokens/s, {:.0} % of its matrix products alone",
-        tokens as f64 / seconds,
-        100.0 * alone / seconds
-    );
-    if config.vocab_size > 40000 {
-        print!(
-            ", {:.2} × PyTorch's {PYTORCH_TOKENS_PER_S} on another machine",
-            tokens as f64 / seconds / PYTORCH_TOKENS_PER_S
-        );
+    println!("{name}: {speed:.0} tokens/s, {:.0} % of its matrix products alone", 100.0 * alone / seconds);
+    match pytorch(config, [rows, length], compute, dense) {
+        Ok(theirs) => {
+            println!("  PyTorch, the same step: {theirs:.0} tokens/s; ours is {:.2} times that", speed / theirs)
+        }
+        Err(reason) => println!("  PyTorch: {reason:#}"),
     }
-    println!();
     Ok(())
+}
+
+/// Tokens per second of the same step in PyTorch.
+fn pytorch(config: &ModelConfig, [rows, length]: [i64; 2], compute: Kind, dense: bool) -> Result<f64> {
+    let shape = serde_json::json!({
+        "threads": tch::get_num_threads(),
+        "bf16": compute == Kind::BFloat16,
+        "dense": dense,
+        "times": 5,
+        "group": GROUP,
+        "rows": rows,
+        "length": length,
+        "vocabulary": config.vocab_size,
+        "hidden": config.hidden_size,
+        "intermediate": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "qk_norm": config.architecture == Architecture::Qwen3,
+    });
+    let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/pytorch.py");
+    let output = Command::new(python).arg(script).arg(shape.to_string()).output().context("cannot start python3")?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        bail!("{}", err.lines().last().unwrap_or("it failed without a word"));
+    }
+    out.trim().parse().with_context(|| format!("it printed {out:?}"))
 }
 
 /// Times the scoring of windows, as the evaluator and the dev evaluation do it.

@@ -7,6 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[cfg(target_os = "linux")]
+mod hostile;
+
 const CAMPAIGN: &str = r#"
 description = "the loop's own test"
 
@@ -37,7 +40,10 @@ source = { from = "file:experiments/tiny/text.txt", sha256 = "any" }
 
 [budget]
 tokens = 60000
-hard_limit_seconds = 300.0
+hard_limit_seconds = 60.0
+grace_seconds = 2.0
+memory_gb = 3.0
+disk_gb = 0.5
 
 [evaluation]
 window = 64
@@ -137,13 +143,22 @@ impl Checkout {
 
     /// `cargo run --release -- ARGS`, as in the README; compiled dependencies come from this repository's target.
     fn orchestrator(&self, args: &[&str]) -> String {
-        let build = repository().join("target");
-        let output = Command::new(env!("CARGO"))
-            .args(["run", "--release", "--locked", "--quiet", "--"])
-            .args(args)
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["run", "--release", "--locked", "--quiet", "--"]).args(args);
+        self.succeed(&mut cargo, args)
+    }
+
+    /// The same without asking cargo whether it is up to date.
+    fn built_orchestrator(&self, args: &[&str]) -> String {
+        self.succeed(Command::new(self.path("target/release/orchestrator")).args(args), args)
+    }
+
+    fn succeed(&self, command: &mut Command, args: &[&str]) -> String {
+        let output = command
             .current_dir(self.folder.path())
-            .env("CARGO_BUILD_BUILD_DIR", &build)
+            .env("CARGO_BUILD_BUILD_DIR", repository().join("target"))
             .env("CARGO_TARGET_DIR", self.path("target"))
+            .env("SECRET_TOKEN", "nobody's business")
             .output()
             .unwrap();
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -160,8 +175,14 @@ impl Checkout {
 }
 
 #[test]
-fn a_search_runs_stops_and_goes_on() {
+fn a_search_runs_goes_on_and_survives_hostile_recipes() {
     let checkout = Checkout::new();
+    a_search_runs_stops_and_goes_on(&checkout);
+    #[cfg(target_os = "linux")]
+    hostile::recipes_are_survived(&checkout);
+}
+
+fn a_search_runs_stops_and_goes_on(checkout: &Checkout) {
     let build = repository().join("target").display().to_string();
     let run = ["run", "tiny", "--tag", "t", "--threads", "1", "--build-dir", &build, "--experiments"];
     checkout.orchestrator(&[&run[..], &["3"]].concat());

@@ -158,9 +158,7 @@ impl Simulation {
             let mut rng = rng(seed, experiment);
             let knobs = match kind {
                 _ if experiment == 0 => space.values(),
-                AgentKind::Search if history.len() > 5 => {
-                    search::sample(&space, &history, &mut rng).expect("a sample")
-                }
+                AgentKind::Search if history.len() > 5 => search::sample(&space, &history, &mut rng).expect("a sample"),
                 _ => random::sample(&space, &mut rng),
             };
             let noise = Self::NOISE * (0..12).map(|_| world.random::<f64>()).sum::<f64>() - Self::NOISE * 6.0;

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::Step;
 use crate::child::{self, End, Task};
 use crate::error::Failure;
+use crate::layout::Run;
 use crate::ledger::{Evaluation, Event, Reported, Row, Status};
 use crate::search::Search;
 
@@ -22,8 +23,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
-    /// The artifact of an experiment.
-    Experiment(u64),
+    /// The artifact of a run.
+    Run(Run),
     /// The full-precision parent.
     Base,
 }
@@ -80,10 +81,11 @@ impl Search<'_> {
             Part::Report => "report",
         };
         let (folder, what, stem) = match subject {
-            Subject::Experiment(number) => (self.layout.experiment(number), format!("#{number}"), "eval"),
-            Subject::Base => (self.layout.run(), "full-precision parent".into(), "floor"),
+            Subject::Run(run) => (self.layout.folder(run), run.to_string(), "eval"),
+            Subject::Base => (self.layout.run().join("floor"), "full-precision parent".into(), "floor"),
         };
         let stem = if part == Part::Select { stem.to_owned() } else { format!("{stem}-{part_name}") };
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let out: PathBuf = folder.join(format!("{stem}.json"));
         let log = folder.join(format!("{stem}.log"));
         if out.exists() {
@@ -95,10 +97,15 @@ impl Search<'_> {
             .flag("--part", part_name)
             .flag("--out", &out);
         task = match subject {
-            Subject::Experiment(number) => task.flag("--artifact", self.layout.artifact(number)),
+            Subject::Run(run) => task.flag("--artifact", self.layout.artifact(run)),
             Subject::Base => task.arg("--base"),
         };
-        task = self.machine(task);
+        let artifact = match subject {
+            Subject::Run(run) => Some(self.layout.artifact(run)),
+            Subject::Base => None,
+        };
+        let confined = self.sandboxed().then(|| self.confine_evaluation(artifact, &folder)).transpose()?;
+        task = self.machine(task).env("TMPDIR", &folder).confined(confined);
         let bar = self.printer.spinner(format!("{what} evaluating on {part_name}"));
         let finished = self.runner.run(&task, |elapsed| bar.tick(elapsed))?;
         drop(bar);
@@ -119,7 +126,7 @@ impl Search<'_> {
             }
             End::Interrupted => Ok(Step::Interrupted),
             // Its own way of saying that it could not measure at all, which is not the candidate's fault.
-            End::Exited(1) => Err(Failure::Other(anyhow!(
+            End::Exited(code) if code == 1 || code == i32::from(sandbox::FAILED) => Err(Failure::Other(anyhow!(
                 "the evaluator could not measure {what}; its output is in {}:\n{}\nafter mending that, run again: \
                  the experiment goes on from here",
                 log.display(),
@@ -127,7 +134,7 @@ impl Search<'_> {
             ))),
             End::Exited(code) => Ok(Step::Failed(Status::Crash, format!("evaluation failed with code {code}"))),
             End::Killed(signal) => Ok(Step::Failed(Status::Crash, format!("evaluation was killed by signal {signal}"))),
-            End::TimedOut => Ok(Step::Failed(Status::Timeout, "evaluation took too long".into())),
+            End::TimedOut | End::Overflowed => Ok(Step::Failed(Status::Timeout, "evaluation took too long".into())),
         }
     }
 
@@ -162,7 +169,7 @@ impl Search<'_> {
             if self.state.reported.contains_key(&experiment) {
                 continue;
             }
-            let subject = experiment.map_or(Subject::Base, Subject::Experiment);
+            let subject = experiment.map_or(Subject::Base, |number| Subject::Run(Run::Experiment(number)));
             match self.evaluate(subject, Part::Report)? {
                 Step::Next(evaluation) => self.write(Event::Reported(Reported { experiment, evaluation }))?,
                 Step::Interrupted => return Ok(false),

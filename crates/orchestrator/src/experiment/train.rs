@@ -1,20 +1,25 @@
 //! Runs the trainer of a candidate within the campaign's budget and hard limit.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Deserialize;
 
-use super::Step;
+use super::confine::enforced;
+use super::{Step, handed_over};
 use crate::child::{self, End, Task};
+use crate::files;
+use crate::layout::Run;
 use crate::ledger::{Proposed, Status, Trained};
 use crate::search::Search;
 
 /// The trainer's exit code for a loss that is not a number or above 100.
 const DIVERGED: i32 = 3;
+
+/// Bytes of a summary that are read.
+const LONGEST_SUMMARY: u64 = 1 << 16;
 
 /// What is read of the trainer's `summary.json`. For information: no verdict depends on it.
 #[derive(Debug, Deserialize)]
@@ -27,23 +32,24 @@ struct Summary {
 
 impl Search<'_> {
     /// From the trainer in the experiment's folder to an artifact.
-    pub(super) fn train(&self, proposed: &Proposed) -> Result<Step<Trained>> {
-        let number = proposed.experiment;
-        let folder = self.layout.experiment(number);
+    pub(super) fn train(&self, run: Run, proposed: &Proposed) -> Result<Step<Trained>> {
+        let folder = self.layout.folder(run);
         let log = folder.join("run.log");
+        let out = self.layout.out(run);
         let budget = &self.campaign.budget;
         let limit = Duration::try_from_secs_f64(budget.hard_limit_seconds)?;
         let grace = Duration::try_from_secs_f64(budget.grace_seconds)?;
         let mut task = Task::new(folder.join("trainer"), &folder, log.clone(), limit, grace)
             .flag("--campaign", self.layout.campaign_copy())
             .flag("--data", &self.data)
-            .flag("--out", &folder)
+            .flag("--out", &out)
             .flag("--seed", proposed.seed.to_string());
-        task = self.machine(task);
-        let bar = self.printer.bar(format!("#{number} training"));
+        let confined = self.sandboxed().then(|| self.confine_training(run)).transpose()?;
+        task = self.machine(task).env("TMPDIR", &out).confined(confined.clone());
+        let bar = self.printer.bar(format!("{run} training"));
         let finished = self.runner.run(&task, |elapsed| {
             if bar.visible() {
-                let step = last_step(&folder.join("train.tsv"));
+                let step = last_step(&out.join("train.tsv"));
                 let message = step.as_ref().map_or_else(
                     || proposed.description.clone(),
                     |s| format!("step {} loss {:.3}", s.step, s.train_loss),
@@ -65,17 +71,22 @@ impl Search<'_> {
                 let reason = format!("stopped at the hard limit of {} s", budget.hard_limit_seconds);
                 return Ok(Step::Failed(Status::Timeout, reason));
             }
-            End::Exited(0) => match read_summary(&folder.join("summary.json")) {
+            End::Overflowed => "wrote more than an experiment may".into(),
+            End::Exited(code) if confined.is_some() && code == i32::from(sandbox::FAILED) => {
+                bail!("the trainer could not be confined: {}", child::last_lines(&log, 2))
+            }
+            End::Exited(0) => match read_summary(&out.join("summary.json")) {
                 Ok(summary) if summary.status == "terminated" => "ended early by a signal from outside".into(),
-                Ok(_) if !self.layout.artifact(number).is_file() => "left no artifact".into(),
+                Ok(_) if !handed_over(self, run) => "left no artifact".into(),
                 Ok(summary) => {
                     return Ok(Step::Next(Trained {
-                        experiment: number,
+                        experiment: proposed.experiment,
                         train_s: summary.training_seconds,
                         wall_s: finished.elapsed.as_secs_f64(),
                         steps: summary.num_steps,
                         tokens: summary.tokens,
                         memory: finished.memory,
+                        sandbox: confined.as_ref().and_then(enforced),
                     }));
                 }
                 Err(e) => format!("left no summary: {e:#}"),
@@ -90,7 +101,7 @@ impl Search<'_> {
 }
 
 fn read_summary(path: &Path) -> Result<Summary> {
-    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    Ok(serde_json::from_reader(files::open_untrusted(path)?.take(LONGEST_SUMMARY))?)
 }
 
 /// The columns of `train.tsv` that the bar shows.
@@ -104,14 +115,14 @@ struct LastStep {
 
 /// The last whole line of the log; only its end is read.
 fn last_step(path: &Path) -> Option<LastStep> {
-    let mut file = File::open(path).ok()?;
+    let mut file = files::open_untrusted(path).ok()?;
     let mut header = vec![0; 512];
     let read = file.read(&mut header).ok()?;
     let header = String::from_utf8_lossy(&header[..read]).into_owned();
     let end = file.seek(SeekFrom::End(0)).ok()?;
     file.seek(SeekFrom::Start(end.saturating_sub(2048))).ok()?;
     let mut tail = Vec::new();
-    file.read_to_end(&mut tail).ok()?;
+    file.take(2048).read_to_end(&mut tail).ok()?;
     let tail = String::from_utf8_lossy(&tail);
     let line = tail[..tail.rfind('\n')?].lines().last()?;
     let column = |name: &str| {

@@ -22,24 +22,34 @@ fn proposed(experiment: u64) -> Event {
 }
 
 fn built(experiment: u64) -> Event {
-    Event::Built(Built { experiment, seconds: 1.0, trainer_sha256: String::new() })
+    Event::Built(Built { experiment, seconds: 1.0, trainer_sha256: String::new(), sandbox: None })
 }
 
 fn trained(experiment: u64) -> Event {
-    Event::Trained(Trained { experiment, train_s: 1.0, wall_s: 2.0, steps: 3, tokens: 4, memory: 5 })
+    Event::Trained(Trained { experiment, train_s: 1.0, wall_s: 2.0, steps: 3, tokens: 4, memory: 5, sandbox: None })
 }
 
-fn measured() -> Event {
-    Event::Measured(Evaluation {
+fn evaluation(eval_loss: f64) -> Evaluation {
+    Evaluation {
         part: Part::Select,
-        eval_loss: 3.0,
-        eval_ppl: 20.0,
+        eval_loss,
+        eval_ppl: eval_loss.exp(),
         eval_bpb: 1.0,
         tokens: 10,
         bits_per_weight: 1.7,
         shares: [0.3, 0.4, 0.3],
         seconds: 1.0,
-    })
+    }
+}
+
+fn measured() -> Event {
+    Event::Measured(evaluation(3.0))
+}
+
+fn replicated(number: u64, experiment: u64, loss: f64) -> Event {
+    let Event::Trained(trained) = trained(number) else { unreachable!() };
+    let (commit, evaluation) = (format!("{experiment:040}"), evaluation(loss));
+    Event::Replicated(Replicate { number, experiment, commit, seed: number, trained, evaluation })
 }
 
 fn ended(experiment: u64, status: Status) -> Event {
@@ -155,4 +165,50 @@ proptest! {
             prop_assert_eq!(serde_json::from_str::<Record>(&line).unwrap().event, event);
         }
     }
+}
+
+#[test]
+fn noise_is_pooled_over_the_commits_that_were_replicated() {
+    let with_loss = |experiment, status, loss| match ended(experiment, status) {
+        Event::Ended(row) => Event::Ended(Row { evaluation: Some(evaluation(loss)), ..row }),
+        other => other,
+    };
+    let mut events = vec![
+        proposed(1),
+        with_loss(1, Status::Keep, 3.0),
+        proposed(2),
+        with_loss(2, Status::Discard, 4.0),
+        replicated(1, 1, 3.2),
+    ];
+    assert_eq!(state(&events[..4]).unwrap().noise(), None);
+    let noise = state(&events).unwrap().noise().unwrap();
+    // Two losses 0.2 apart: the standard deviation is 0.2/√2, with one degree of freedom.
+    assert!((noise.sd - 0.2 / 2f64.sqrt()).abs() < 1e-12 && noise.runs == 2);
+    assert!((noise.error - noise.sd / 2f64.sqrt()).abs() < 1e-12);
+    events.push(replicated(2, 2, 4.0));
+    let noise = state(&events).unwrap().noise().unwrap();
+    assert!((noise.sd - 0.1).abs() < 1e-12 && noise.runs == 4, "{noise:?}");
+    events.push(replicated(4, 2, 4.0));
+    assert!(state(&events).is_err());
+}
+
+#[test]
+fn a_measured_experiment_is_found_by_its_names() {
+    let with_loss = |experiment, status| match ended(experiment, status) {
+        Event::Ended(row) => Event::Ended(Row { evaluation: Some(evaluation(3.0)), ..row }),
+        other => other,
+    };
+    let events = [
+        proposed(1),
+        with_loss(1, Status::Keep),
+        proposed(2),
+        with_loss(2, Status::Keep),
+        proposed(3),
+        ended(3, Status::Crash),
+    ];
+    let state = state(&events).unwrap();
+    let found = |name: &str| state.find(name).map(|row| row.experiment);
+    assert_eq!((found("baseline"), found("best"), found("2")), (Some(1), Some(2), Some(2)));
+    assert_eq!(found(&format!("{:040}", 2)), Some(2));
+    assert_eq!((found("3"), found("4"), found("0")), (None, None, None));
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{description, short};
 use crate::layout::Layout;
-use crate::ledger::{Evaluation, Row, State, Status};
+use crate::ledger::{Evaluation, Noise, Replicate, Row, State, Status};
 
 /// One experiment in one line, as `run` prints it.
 pub fn line(row: &Row) -> String {
@@ -63,11 +63,26 @@ pub fn summary(state: &State) -> Vec<String> {
     if let (Some(first), Some(now)) = (&baseline.evaluation, &best.evaluation) {
         lines.push(figures("select", first, best, now, state.floor.as_ref()));
     }
+    if let Some(spread) = state.noise() {
+        lines.push(noise(&spread, best));
+    }
     let reported = |row: &Row| state.reported.get(&Some(row.experiment));
     if let (Some(first), Some(now)) = (reported(baseline), reported(best)) {
         lines.push(figures("report", first, best, now, state.reported.get(&None)));
     }
     lines
+}
+
+/// The noise in one line, in the loss's unit and in the metric's at a row.
+pub fn noise(noise: &Noise, row: &Row) -> String {
+    let ppl = row.evaluation.as_ref().map_or(f64::NAN, |evaluation| evaluation.eval_ppl);
+    format!(
+        "run-to-run noise: {:.6} ± {:.6} nats (standard deviation of {} runs), about {:.6} of perplexity {ppl:.6}",
+        noise.sd,
+        noise.error,
+        noise.runs,
+        ppl * noise.sd,
+    )
 }
 
 fn figures(part: &str, baseline: &Evaluation, best: &Row, now: &Evaluation, floor: Option<&Evaluation>) -> String {
@@ -96,6 +111,10 @@ pub struct Document<'a> {
     floor: Option<&'a Evaluation>,
     /// Final figures on `report`.
     report: Vec<Final<'a>>,
+    /// Measurements of the same commits with other seeds.
+    replicates: &'a [Replicate],
+    /// What they say of the noise.
+    noise: Option<Noise>,
 }
 
 /// A final figure; the full-precision parent has no experiment.
@@ -115,6 +134,8 @@ impl<'a> Document<'a> {
             experiments: &state.rows,
             floor: state.floor.as_ref(),
             report: report.collect(),
+            replicates: &state.replicates,
+            noise: state.noise(),
         }
     }
 }

@@ -36,6 +36,7 @@ fn row(experiment: u64, status: Status) -> Row {
             steps: 500,
             tokens: 1_000_000,
             memory: 1_288_490_189,
+            sandbox: None,
         }),
         finished_at: format!("2026-01-01T00:00:{experiment:02}Z"),
     }
@@ -88,4 +89,10 @@ fn another_table_is_not_overwritten() {
     let error = write(&path, "a", &[row(1, Status::Keep)]).unwrap_err().to_string();
     assert!(error.contains("other columns"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), mine);
+}
+
+#[test]
+fn what_a_candidate_printed_stays_one_plain_line() {
+    assert_eq!(plain("a\u{1b}[2J\r\n b\u{202e}c\t"), "a [2J b c");
+    assert_eq!(plain(&"é".repeat(LONGEST_TEXT + 1)), "é".repeat(LONGEST_TEXT) + "…");
 }

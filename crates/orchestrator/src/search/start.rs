@@ -10,6 +10,7 @@ use campaign::{AgentKind, Campaign};
 use super::{Options, Search, Stop, lock, resumed};
 use crate::child::Interrupts;
 use crate::error::Failure;
+use crate::experiment::Turn;
 use crate::files;
 use crate::journal::{self, Journal};
 use crate::layout::{self, Layout};
@@ -81,12 +82,7 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     ));
     search.printer.line(&results::header());
     let stop = search.search(options.experiments, options.hours);
-    // Whatever happened, leave the worktree at the incumbent.
-    if let Some(row) = search.state.incumbent()
-        && let Err(e) = crate::experiment::oid(&row.commit).and_then(|commit| search.worktree.show(commit))
-    {
-        tracing::warn!(error = %format!("{e:#}"), "the worktree is not at the incumbent");
-    }
+    search.rest();
     let reason = match stop? {
         Stop::Interrupted => "interrupted".to_owned(),
         Stop::Limit(why) => {
@@ -117,6 +113,59 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
 /// # Errors
 /// As [`run`]; nothing is prepared, so libtorch and data must be there.
 pub fn report(root: &Path, layout: &Layout, options: &Options) -> Result<(), Failure> {
+    with(root, layout, options, |search| match search.measure_report()? {
+        true => Ok(()),
+        false => Err(Failure::Interrupted),
+    })
+}
+
+/// Makes one experiment of a recipe that a person wrote, in a search that does not run.
+///
+/// # Errors
+/// As [`report`], and [`Failure::Recipe`].
+pub fn attempt(root: &Path, layout: &Layout, options: &Options, source: &str, what: &str) -> Result<(), Failure> {
+    with(root, layout, options, |search| {
+        search.propose_recipe(source, what)?;
+        search.printer.line(&results::header());
+        match search.turn()? {
+            Turn::Interrupted => Err(Failure::Interrupted),
+            Turn::Done | Turn::Exhausted(_) => Ok(()),
+        }
+    })
+}
+
+/// Trains and measures a commit of a search that does not run `runs` times more, each with a seed of its own.
+///
+/// # Errors
+/// As [`report`].
+pub fn replicate(root: &Path, layout: &Layout, options: &Options, name: &str, runs: u64) -> Result<(), Failure> {
+    with(root, layout, options, |search| {
+        let row = search.state.find(name).cloned().ok_or_else(|| Failure::Recipe {
+            message: format!("no measured experiment {name:?} in search {}", search.layout.tag),
+            hint: "`orchestrator results` lists them by number and commit".into(),
+        })?;
+        for _ in 0..runs {
+            // The search's own seed is the first; each replicate of a commit takes the next.
+            let before = search.state.replicates.iter().filter(|replicate| replicate.commit == row.commit).count();
+            let seed = search.seed.wrapping_add(1 + before as u64);
+            if search.runner.interrupted() || !search.replicate(&row, seed)? {
+                return Err(Failure::Interrupted);
+            }
+        }
+        if let Some(noise) = search.state.noise() {
+            search.printer.line(&results::noise(&noise, &row));
+        }
+        Ok(())
+    })
+}
+
+/// Opens a search that does not run, and leaves its worktree at the incumbent.
+fn with(
+    root: &Path,
+    layout: &Layout,
+    options: &Options,
+    work: impl FnOnce(&mut Search) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let workspace = Workspace::open(root)?;
     pin(options.machine.cores.as_deref())?;
     let lock = lock(layout)?;
@@ -125,10 +174,9 @@ pub fn report(root: &Path, layout: &Layout, options: &Options) -> Result<(), Fai
     let printer = Printer::new(options.json);
     let machine = options.machine.clone();
     let mut search = Search::open(layout.clone(), lock, &workspace, interrupts, printer, machine)?;
-    if !search.measure_report()? {
-        return Err(Failure::Interrupted);
-    }
-    Ok(())
+    let done = work(&mut search);
+    search.rest();
+    done
 }
 
 fn campaign_name(given: Option<&str>) -> &str {

@@ -1,0 +1,201 @@
+//! What a candidate's build, its training and the reading of what it made may do; everything else is refused by the sandbox.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sandbox::{Enforced, Limits, Policy};
+
+use crate::child::Confined;
+use crate::layout::Run;
+use crate::search::Search;
+use crate::setup;
+
+/// What every program needs: libraries, their list, and what the system says of its processors.
+const SYSTEM: &[&str] = &[
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/opt",
+    "/nix/store",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/proc",
+    "/sys/devices/system",
+    "/System",
+    "/Library/Developer",
+];
+/// Nodes without a memory of their own.
+const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+/// Begin of the names of nodes of graphics processors below `/dev`.
+const GRAPHICS: &[&str] = &["nvidia", "dri", "kfd"];
+
+/// Variables of a training run: what chooses threads, vectors and devices.
+const TRAINING: &[&str] =
+    &["PATH", "LANG", "LC_ALL", "TZ", "RUST_BACKTRACE", "OMP_*", "GOMP_*", "MKL_*", "ONEDNN_*", "CUDA_*", "NVIDIA_*"];
+/// Variables of a build: those that the checkout's own build sees, or everything would be compiled again.
+const BUILDING: &[&str] = &[
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "RUST_BACKTRACE",
+    "RUSTUP_HOME",
+    "RUSTUP_TOOLCHAIN",
+    "RUSTC",
+    "RUSTC_WRAPPER",
+    "RUSTFLAGS",
+    "CARGO",
+    "CARGO_HOME",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_BUILD_*",
+    "CARGO_PROFILE_*",
+    "CARGO_INCREMENTAL",
+    "CC",
+    "CXX",
+    "AR",
+    "CFLAGS",
+    "CXXFLAGS",
+    "SDKROOT",
+    "MACOSX_DEPLOYMENT_TARGET",
+];
+
+/// Threads and processes of a training run.
+const TRAINING_PROCESSES: u64 = 1024;
+/// Threads and processes of a build.
+const BUILD_PROCESSES: u64 = 4096;
+/// Open files of a process.
+const OPEN_FILES: u64 = 4096;
+/// Largest file: far above any artifact, far below a disk.
+const FILE_BYTES: u64 = 16 << 30;
+const GIB: f64 = (1_u64 << 30) as f64;
+/// Share of the machine's memory, in percent, that one command may take.
+const MEMORY_PERCENT: u64 = 90;
+
+impl Search<'_> {
+    /// How the trainer of an experiment is confined: it reads what it trains on, and writes its own `out`.
+    pub(super) fn confine_training(&self, run: Run) -> Result<Confined> {
+        let (folder, out) = (self.layout.folder(run), self.layout.out(run));
+        let text = self.data.join("text");
+        let mut read = system(&self.layout.root);
+        read.extend([folder.join("trainer"), self.layout.campaign_copy()]);
+        read.extend(["prepared.json", "tokenizer.json", "base"].map(|name| self.data.join(name)));
+        read.extend(["manifest.json", "token_bytes.u16"].map(|name| text.join(name)));
+        // Not `select` and `report`: what decides and what is reported is for the evaluator.
+        read.extend(beginning_with(&text, &["train-", "dev-"]));
+        let devices = with_graphics();
+        let budget = &self.campaign.budget;
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let seconds = (budget.hard_limit_seconds + budget.grace_seconds).ceil() as u64;
+        let limits = Limits {
+            processes: Some(TRAINING_PROCESSES),
+            cpu_seconds: Some(seconds.saturating_mul(cores)),
+            // Drivers of graphics processors reserve far more than there is.
+            memory_bytes: match budget.memory_gb {
+                _ if self.started.accelerator != "none" => None,
+                Some(most) => Some((most * GIB) as u64),
+                None => memory(),
+            },
+            ..limits()
+        };
+        let watched = Some((out.clone(), (budget.disk_gb * GIB) as u64));
+        let policy = Policy { read, write: vec![out], devices, limits };
+        Ok(Confined { policy, inherited: TRAINING, report: self.report(&name(run), "training")?, watched })
+    }
+
+    /// How the evaluator is confined: it is our own, but what it reads was written by code that is not.
+    pub(super) fn confine_evaluation(&self, artifact: Option<PathBuf>, folder: &Path) -> Result<Confined> {
+        let mut read = system(&self.layout.root);
+        read.extend([self.layout.evaluator(), self.layout.campaign_copy(), self.data.clone()]);
+        read.extend(artifact);
+        let limits = Limits {
+            processes: Some(TRAINING_PROCESSES),
+            memory_bytes: (self.started.accelerator == "none").then(memory).flatten(),
+            ..limits()
+        };
+        let policy = Policy { read, write: vec![folder.to_owned()], devices: with_graphics(), limits };
+        Ok(Confined { policy, inherited: TRAINING, report: self.report("last", "evaluation")?, watched: None })
+    }
+
+    /// How a build is confined: it reads the toolchain and its own source, and writes its target folders.
+    pub(super) fn confine_build(&self, run: Run, target: &Path) -> Result<Confined> {
+        let mut read = system(&self.layout.root);
+        read.extend([self.worktree.folder().to_owned(), self.layout.root.join(".cargo")]);
+        if let Some(rustup) = toolchain_folder("RUSTUP_HOME", ".rustup") {
+            read.push(rustup);
+        }
+        if let Some(cargo) = toolchain_folder("CARGO_HOME", ".cargo") {
+            // Not its credentials.
+            read.extend(["bin", "registry", "git", "config", "config.toml"].map(|name| cargo.join(name)));
+        }
+        for folder in [target, &self.build_dir] {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let write = vec![target.to_owned(), self.build_dir.clone()];
+        let devices = DEVICES.iter().map(PathBuf::from).collect();
+        let limits = Limits { processes: Some(BUILD_PROCESSES), memory_bytes: memory(), ..limits() };
+        let policy = Policy { read, write, devices, limits };
+        Ok(Confined { policy, inherited: BUILDING, report: self.report(&name(run), "build")?, watched: None })
+    }
+
+    /// Where the sandbox says what it enforces, out of reach of what it confines.
+    fn report(&self, of: &str, what: &str) -> Result<PathBuf> {
+        let folder = self.layout.run().join("sandbox");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(folder.join(format!("{of}-{what}.json")))
+    }
+}
+
+/// A run in the name of a file.
+fn name(run: Run) -> String {
+    match run {
+        Run::Experiment(number) => format!("experiment-{number:04}"),
+        Run::Replicate(number) => format!("replicate-{number:04}"),
+    }
+}
+
+/// Where rustup and cargo keep theirs; a confined build, which has no home, must be told.
+pub(super) fn toolchain_folder(variable: &str, name: &str) -> Option<PathBuf> {
+    let given = std::env::var_os(variable).map(PathBuf::from);
+    given.or_else(|| Some(std::env::home_dir()?.join(name))).filter(|folder| folder.is_dir())
+}
+
+/// What the sandbox said that it enforces, if it came so far.
+pub(super) fn enforced(confined: &Confined) -> Option<Enforced> {
+    serde_json::from_slice(&fs::read(&confined.report).ok()?).ok()
+}
+
+fn system(root: &Path) -> Vec<PathBuf> {
+    let libtorch = setup::libtorch_folder(root);
+    // The CUDA libraries of the wheels lie beside it.
+    let beside = libtorch.parent().map(|folder| folder.join("nvidia"));
+    SYSTEM.iter().map(PathBuf::from).chain([libtorch]).chain(beside).collect()
+}
+
+fn with_graphics() -> Vec<PathBuf> {
+    DEVICES.iter().map(PathBuf::from).chain(beginning_with(Path::new("/dev"), GRAPHICS)).collect()
+}
+
+fn limits() -> Limits {
+    Limits { open_files: Some(OPEN_FILES), file_bytes: Some(FILE_BYTES), ..Limits::default() }
+}
+
+/// Entries of a folder whose names begin so.
+fn beginning_with(folder: &Path, prefixes: &[&str]) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let wanted = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    entries.flatten().filter(|e| e.file_name().to_str().is_some_and(wanted)).map(|e| e.path()).collect()
+}
+
+/// Bytes that a command may take.
+fn memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024 / 100 * MEMORY_PERCENT)
+}

@@ -1,0 +1,247 @@
+//! The sandbox, entered as the orchestrator enters it: the real stage, with shell scripts that try to get out.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "the whole file is tests")]
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use sandbox::{Enforced, Limits, Policy, Request, STAGE};
+
+/// A folder that may be written, one that may not even be read, and what is enforced.
+struct Cell {
+    dir: tempfile::TempDir,
+    limits: Limits,
+}
+
+impl Cell {
+    fn new(limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["own", "secret"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        fs::write(dir.path().join("secret/key"), "the key").unwrap();
+        fs::write(dir.path().join("readable"), "text").unwrap();
+        Self { dir, limits }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn own(&self, name: &str) -> String {
+        fs::read_to_string(self.path("own").join(name)).unwrap_or_default()
+    }
+
+    fn start(&self, script: &str) -> Child {
+        let system = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/proc"];
+        let request = Request {
+            program: "/bin/bash".into(),
+            arguments: vec!["-c".into(), script.into()],
+            policy: Policy {
+                read: system.iter().map(PathBuf::from).chain([self.path("readable")]).collect(),
+                write: vec![self.path("own")],
+                devices: ["/dev/null", "/dev/zero"].map(PathBuf::from).to_vec(),
+                limits: self.limits.clone(),
+            },
+            report: Some(self.path("report.json")),
+        };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_orchestrator"))
+            .arg(STAGE)
+            .current_dir(self.path("own"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&serde_json::to_vec(&request).unwrap()).unwrap();
+        child
+    }
+
+    fn run(&self, script: &str) -> Output {
+        let output = self.start(script).wait_with_output().unwrap();
+        sandbox::clean();
+        output
+    }
+
+    /// Runs what must fail, and fail as a shell's last command does.
+    fn refused(&self, script: &str) -> String {
+        let output = self.run(script);
+        assert!(!output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn enforced(&self) -> Enforced {
+        serde_json::from_slice(&fs::read(self.path("report.json")).unwrap()).unwrap()
+    }
+}
+
+/// Whether this machine has user namespaces, asked of another program. Where it has none, what follows cannot hold.
+fn has_namespaces() -> bool {
+    let unshared = Command::new("unshare").args(["-U", "-r", "-p", "-f", "-n", "-m", "true"]).status();
+    let has = unshared.is_ok_and(|status| status.success());
+    if !has {
+        println!("skipped: this machine has no user namespaces");
+    }
+    has
+}
+
+fn wait_for(file: &Path) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !file.exists() {
+        assert!(Instant::now() < until, "waited in vain for {}", file.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_report_says_that_all_is_enforced() {
+    if !has_namespaces() {
+        return;
+    }
+    let cell = Cell::new(Limits::default());
+    let output = cell.run("exit 7");
+    assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+    let enforced = cell.enforced();
+    assert!(enforced.is_complete(), "{}", enforced.summary());
+}
+
+#[test]
+fn files_are_out_of_reach() {
+    if !has_namespaces() {
+        return;
+    }
+    let cell = Cell::new(Limits::default());
+    assert!(cell.run("cat ../readable > copy && echo x >> copy").status.success());
+    assert_eq!(cell.own("copy"), "textx\n");
+    for script in [
+        "cat ../secret/key",
+        "ln -s ../secret/key link; cat link",
+        "ls ../secret",
+        "echo x >> ../readable",
+        "echo x > ../new",
+        "mv ../own ../other",
+        "ln ../secret/key hard && cat hard",
+        "echo x > /dev/tty",
+        "mknod node b 7 0",
+        "mount -t tmpfs none .",
+        "cat /etc/hostname",
+        "echo 1 > /proc/sys/kernel/core_pattern",
+    ] {
+        cell.refused(script);
+    }
+    assert_eq!(fs::read_to_string(cell.path("readable")).unwrap(), "text");
+    assert!(!cell.path("new").exists());
+}
+
+#[test]
+fn there_is_no_network() {
+    if !has_namespaces() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let cell = Cell::new(Limits::default());
+    cell.refused(&format!("exec 3<>/dev/tcp/127.0.0.1/{port}"));
+    cell.refused(&format!("exec 3<>/dev/udp/127.0.0.1/{port}"));
+    assert!(listener.accept().is_err());
+}
+
+#[test]
+fn no_other_process_is_seen_or_touched() {
+    if !has_namespaces() {
+        return;
+    }
+    let cell = Cell::new(Limits::default());
+    let me = std::process::id();
+    assert!(cell.run("ls -d /proc/[0-9]* | wc -l > count").status.success());
+    // Process 1, the shell, and ls and wc.
+    assert!(cell.own("count").trim().parse::<u32>().unwrap() <= 4, "{}", cell.own("count"));
+    cell.refused(&format!("kill -0 {me}"));
+    cell.refused("unshare -U true");
+}
+
+#[test]
+fn nothing_outlives_the_command() {
+    if !has_namespaces() {
+        return;
+    }
+    let cell = Cell::new(Limits::default());
+    let daemon = "trap '' TERM HUP INT; while :; do date +%N > beat; sleep 0.02; done";
+    let script =
+        format!("setsid bash -c \"(trap '' TERM; {daemon}) & disown\" & while [ ! -s beat ]; do sleep 0.01; done");
+    assert!(cell.run(&script).status.success());
+    std::thread::sleep(Duration::from_millis(100));
+    let last = cell.own("beat");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!last.is_empty());
+    assert_eq!(cell.own("beat"), last);
+}
+
+#[test]
+fn a_kill_of_the_group_takes_all_of_it() {
+    if !has_namespaces() {
+        return;
+    }
+    let cell = Cell::new(Limits::default());
+    let mut child =
+        cell.start("setsid bash -c \"trap '' TERM; while :; do date +%N > beat; sleep 0.02; done\" & sleep 1000");
+    wait_for(&cell.path("own/beat"));
+    kill_process_group(Pid::from_child(&child), Signal::KILL).unwrap();
+    child.wait().unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let last = cell.own("beat");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(cell.own("beat"), last);
+}
+
+#[test]
+fn signals_reach_the_command_and_its_end_is_told() {
+    if !has_namespaces() {
+        return;
+    }
+    let cell = Cell::new(Limits::default());
+    let child = cell.start("trap 'echo done > ended; exit 3' TERM; echo > ready; while :; do sleep 0.02; done");
+    wait_for(&cell.path("own/ready"));
+    kill_process_group(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(3));
+    assert_eq!(cell.own("ended"), "done\n");
+    assert_eq!(cell.run("kill -9 $$").status.signal(), Some(9));
+    assert_eq!(cell.run("kill -TERM $$").status.signal(), Some(15));
+}
+
+#[test]
+fn limits_hold() {
+    if !has_namespaces() {
+        return;
+    }
+    let limits = Limits {
+        processes: Some(64),
+        open_files: Some(32),
+        file_bytes: Some(1 << 20),
+        cpu_seconds: Some(2),
+        memory_bytes: Some(256 << 20),
+    };
+    let cell = Cell::new(limits);
+    cell.refused("head -c 2000000 /dev/zero > big");
+    assert!(fs::metadata(cell.path("own/big")).unwrap().len() <= 1 << 20);
+    // A kill by the system, or an allocation that fails; either way it does not get there.
+    cell.refused("x=$(head -c 900000000 /dev/zero | tr '\\0' x); echo ${#x} > size");
+    assert_eq!(cell.own("size"), "");
+    cell.refused("while :; do :; done");
+    let begun = Instant::now();
+    // A shell gives up after some seconds of failing to fork.
+    cell.refused(
+        "ulimit -v 200000; bomb() { bomb | bomb & }; bomb; wait; for i in $(seq 200); do sleep 1 & done; wait; exit 1",
+    );
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert!(cell.run("true").status.success());
+    cell.refused("for i in $(seq 3 40); do eval \"exec $i</dev/null\" || exit 1; done");
+}

@@ -1,0 +1,216 @@
+//! The stage on Linux, and process 1 of its namespace.
+
+mod cgroup;
+mod files;
+mod syscalls;
+
+pub use cgroup::remove_empty;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, setrlimit};
+use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::INIT;
+use crate::policy::{Enforced, Limits, Memory, Request};
+
+/// Exit codes above this one are signals, as shells have it.
+const SIGNALLED: i32 = 128;
+/// Most bytes of a request.
+const LONGEST: u64 = 1 << 20;
+
+/// What the stage tells process 1.
+#[derive(Serialize, Deserialize)]
+struct Inner {
+    request: Request,
+    enforced: Enforced,
+    /// Whether the namespaces are there.
+    apart: bool,
+}
+
+/// Reads the request, leaves every namespace, starts process 1 and ends as it ends.
+pub fn stage() -> Result<ExitCode> {
+    let mut text = String::new();
+    // The orchestrator closes the pipe behind the request; when it is gone before, the request is cut off.
+    std::io::stdin().take(LONGEST).read_to_string(&mut text).context("cannot read the request")?;
+    let request: Request = serde_json::from_str(&text).context("the request is not understood")?;
+    close_inherited()?;
+    survive_the_groups_signals()?;
+    let mut enforced = Enforced::default();
+    match cgroup::join(&request.policy.limits) {
+        Ok(true) => enforced.memory = Memory::Cgroup,
+        Ok(false) => {}
+        Err(error) => enforced.missing.push(format!("no cgroup: {error:#}")),
+    }
+    let apart = match leave_namespaces() {
+        Ok(()) => true,
+        Err(error) => {
+            enforced.missing.push(format!("no namespaces: {error:#}"));
+            false
+        }
+    };
+    let inner = serde_json::to_vec(&Inner { request, enforced, apart })?;
+    let mut child =
+        Command::new("/proc/self/exe").arg(INIT).stdin(Stdio::piped()).spawn().context("cannot start process 1")?;
+    let mut pipe = child.stdin.take().context("process 1 has no input")?;
+    pipe.write_all(&inner).context("process 1 ended before it began")?;
+    drop(pipe);
+    let status = child.wait().context("cannot wait for process 1")?;
+    let signal = status.signal().or(status.code().map(|code| code - SIGNALLED).filter(|&signal| signal > 0));
+    if let Some(signal) = signal {
+        // As the command ended, so that whoever waits sees the signal.
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+        bail!("the command was killed by signal {signal}");
+    }
+    Ok(ExitCode::from(status.code().unwrap_or_default() as u8))
+}
+
+/// Sets everything up that the command inherits, starts it, and reaps until it ends.
+pub fn init() -> Result<ExitCode> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    survive_the_groups_signals()?;
+    let mut text = String::new();
+    std::io::stdin().take(2 * LONGEST).read_to_string(&mut text).context("the stage said nothing")?;
+    let Inner { request, mut enforced, apart } = serde_json::from_str(&text).context("the stage is not understood")?;
+    let policy = &request.policy;
+    // Opened before the files are out of reach.
+    let report = match &request.report {
+        Some(path) => Some(File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
+        None => None,
+    };
+    let missing = &mut enforced.missing;
+    let mut holds = |what: &str, outcome: Result<()>| {
+        if let Err(error) = &outcome {
+            missing.push(format!("{what}: {error:#}"));
+        }
+        outcome.is_ok()
+    };
+    let own_proc = apart && holds("no /proc of its own", own_proc());
+    let limits = holds("limits", set_limits(&policy.limits));
+    let process_memory = enforced.memory == Memory::None
+        && policy.limits.memory_bytes.is_some_and(|bytes| holds("memory", limit(Resource::Data, bytes)));
+    let privileges = holds("privileges", drop_privileges(apart));
+    let files = holds("files", files::restrict(policy));
+    let syscalls = holds("system calls", syscalls::restrict());
+    enforced.processes = own_proc;
+    enforced.network = apart;
+    enforced.privileges = privileges;
+    enforced.files = files;
+    enforced.syscalls = syscalls;
+    enforced.limits = limits;
+    if process_memory {
+        enforced.memory = Memory::Process;
+    }
+    if let Some(mut report) = report {
+        serde_json::to_writer(&report, &enforced)?;
+        report.flush()?;
+    }
+    let child = Command::new(&request.program).args(&request.arguments).stdin(Stdio::null()).spawn();
+    let child = child.with_context(|| format!("cannot start {}", request.program.display()))?;
+    let pid = Pid::from_child(&child);
+    loop {
+        // Whatever lost its parent is ours to reap, too.
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((ended, status))) if ended == pid => {
+                let code = status.exit_status().or(status.terminating_signal().map(|signal| SIGNALLED + signal));
+                return Ok(ExitCode::from(code.unwrap_or(SIGNALLED) as u8));
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => bail!("cannot wait for the command: {error}"),
+        }
+    }
+}
+
+/// Whoever stops the command signals its whole group; these two wait for how the command takes it.
+fn survive_the_groups_signals() -> Result<()> {
+    let seen = Arc::new(AtomicBool::new(false));
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        signal_hook::flag::register(signal.as_raw(), seen.clone()).context("cannot set a signal handler")?;
+    }
+    Ok(())
+}
+
+/// Closes every handle but the standard three; those that Rust opened close themselves when a program starts, others
+/// may have come from whatever started the orchestrator.
+#[allow(unsafe_code)]
+fn close_inherited() -> Result<()> {
+    let open: Vec<i32> = fs::read_dir("/proc/self/fd")
+        .context("cannot list the open handles")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&fd| fd > 2)
+        .collect();
+    for fd in open {
+        // SAFETY: this process is single-threaded and nothing in it owns a handle above 2 at this point (the folder
+        // that was listed is closed already, which is the one error to expect).
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn leave_namespaces() -> Result<()> {
+    let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let rest = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWNET;
+    // SAFETY: the table of handles stays shared (no FILES).
+    let with_user = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | rest) };
+    if let Err(error) = with_user {
+        // Where user namespaces are switched off, root can do without.
+        // SAFETY: as above.
+        return unsafe { rustix::thread::unshare_unsafe(rest) }.map_err(|_| error).context("unshare");
+    }
+    // The same numbers inside as outside; nothing else is mapped.
+    fs::write("/proc/self/setgroups", "deny").context("setgroups")?;
+    fs::write("/proc/self/uid_map", format!("{user} {user} 1")).context("uid_map")?;
+    fs::write("/proc/self/gid_map", format!("{group} {group} 1")).context("gid_map")
+}
+
+fn own_proc() -> Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("private mounts")?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, None).context("mount")
+}
+
+fn limit(resource: Resource, most: u64) -> Result<()> {
+    let limit = Rlimit { current: Some(most), maximum: Some(most) };
+    setrlimit(resource, limit).with_context(|| format!("{resource:?}"))
+}
+
+fn set_limits(limits: &Limits) -> Result<()> {
+    limit(Resource::Core, 0)?;
+    let wanted = [
+        (Resource::Nproc, limits.processes),
+        (Resource::Nofile, limits.open_files),
+        (Resource::Fsize, limits.file_bytes),
+        (Resource::Cpu, limits.cpu_seconds),
+    ];
+    for (resource, most) in wanted {
+        if let Some(most) = most {
+            limit(resource, most)?;
+        }
+    }
+    Ok(())
+}
+
+/// No capabilities, none by being root either, and none by starting a set-uid program.
+fn drop_privileges(apart: bool) -> Result<()> {
+    rustix::thread::set_no_new_privs(true).context("no_new_privs")?;
+    if apart || rustix::process::getuid().is_root() {
+        let bits = CapabilitiesSecureBits::NO_ROOT
+            | CapabilitiesSecureBits::NO_ROOT_LOCKED
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+            | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE;
+        rustix::thread::set_capabilities_secure_bits(bits).context("secure bits")?;
+    }
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, sets).context("capabilities")
+}

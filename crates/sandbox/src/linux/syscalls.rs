@@ -1,0 +1,95 @@
+//! seccomp: system calls that neither a compiler nor a trainer needs fail with EPERM.
+//!
+//! A list of what is refused, not of what is allowed: drivers and allocators change what they call, and an experiment
+//! that dies of a new library is worse than a call that the other layers stop anyway.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+/// Other processes, the kernel, the clock, the machine, namespaces, keys, and the network.
+const REFUSED: &[i64] = &[
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_fsopen,
+    libc::SYS_fsmount,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_syslog,
+    libc::SYS_vhangup,
+    // A pair of connected sockets may still be made; there is nobody else to connect to.
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+];
+
+/// Flags of `clone` that make namespaces.
+const NAMESPACES: &[i32] = &[
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWCGROUP,
+];
+
+/// Refuses them to this process and its children.
+pub fn restrict() -> Result<()> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
+    let argument = |index, test, value: u64| -> Result<SeccompRule> {
+        Ok(SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, test, value)?])?)
+    };
+    let clones = NAMESPACES.iter().map(|&flag| argument(0, SeccompCmpOp::MaskedEq(flag as u64), flag as u64));
+    rules.insert(libc::SYS_clone, clones.collect::<Result<_>>()?);
+    // Typing into the terminal that the orchestrator was started from.
+    let terminal = argument(1, SeccompCmpOp::Eq, libc::TIOCSTI)?;
+    rules.insert(libc::SYS_ioctl, vec![terminal]);
+    apply(rules, libc::EPERM)?;
+    // Its flags lie in memory, where a filter cannot look; libraries fall back to `clone` when it is missing.
+    apply(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
+}
+
+fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> Result<()> {
+    let architecture = TargetArch::try_from(std::env::consts::ARCH).context("no filter for this processor")?;
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(error as u32), architecture)?;
+    let program = BpfProgram::try_from(filter)?;
+    seccompiler::apply_filter(&program).context("seccomp")
+}
