@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::doctor;
 use crate::error::{EXIT_CODES, Failure};
+use crate::layout::Layout;
 use crate::plot;
 use crate::results;
 use crate::search::{self, Machine, Options};
@@ -93,7 +94,7 @@ struct MachineArgs {
     /// Where to train and evaluate; `auto` takes CUDA, else MPS, else the CPU.
     #[arg(long, value_parser = ["auto", "cpu", "cuda", "mps"])]
     device: Option<String>,
-    /// Where compiled dependencies are kept, instead of target/.
+    /// Where compiled dependencies are kept, instead of target/search; nobody but searches may build there.
     #[arg(long, value_name = "DIR")]
     build_dir: Option<PathBuf>,
 }
@@ -110,6 +111,26 @@ impl MachineArgs {
             device: self.device,
             build_dir: self.build_dir.map(std::path::absolute).transpose().context("--build-dir")?,
         })
+    }
+}
+
+/// A search to work on, and how.
+#[derive(Debug, Args)]
+struct SearchArgs {
+    /// The campaign; the search that was written to last when left out.
+    #[arg(long)]
+    campaign: Option<String>,
+    /// The search.
+    #[arg(long)]
+    tag: Option<String>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl SearchArgs {
+    fn find(self, root: &Path, json: bool) -> Result<(Layout, Options), Failure> {
+        let (layout, _) = status::find(root, self.campaign.as_deref(), self.tag.as_deref())?;
+        Ok((layout, Options { machine: self.machine.machine()?, json, ..Options::default() }))
     }
 }
 
@@ -130,14 +151,8 @@ struct Try {
     /// What it tries, in one line, for the table.
     #[arg(long, value_name = "TEXT", default_value = "a recipe by hand")]
     description: String,
-    /// The campaign; the search that was written to last when left out.
-    #[arg(long)]
-    campaign: Option<String>,
-    /// The search.
-    #[arg(long)]
-    tag: Option<String>,
     #[command(flatten)]
-    machine: MachineArgs,
+    search: SearchArgs,
     /// Print the row as a line of JSON.
     #[arg(long)]
     json: bool,
@@ -160,14 +175,8 @@ struct Replicate {
     /// How many times.
     #[arg(short = 'n', value_name = "K", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
-    /// The campaign; the search that was written to last when left out.
-    #[arg(long)]
-    campaign: Option<String>,
-    /// The search.
-    #[arg(long)]
-    tag: Option<String>,
     #[command(flatten)]
-    machine: MachineArgs,
+    search: SearchArgs,
 }
 
 /// Show what a search is doing and what it has found.
@@ -287,18 +296,16 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             search::run(&root, &options)
         }
         Command::Try(args) => {
-            let (layout, _) = status::find(&root, args.campaign.as_deref(), args.tag.as_deref())?;
+            let (layout, options) = args.search.find(&root, args.json)?;
             let source = std::fs::read_to_string(&args.file).map_err(|e| Failure::Recipe {
                 message: format!("cannot read {}: {e}", args.file.display()),
                 hint: "name a file of Rust source".into(),
             })?;
-            let options = Options { machine: args.machine.machine()?, json: args.json, ..Options::default() };
             let description = args.description.split_whitespace().collect::<Vec<_>>().join(" ");
             search::attempt(&root, &layout, &options, &source, &description)
         }
         Command::Replicate(args) => {
-            let (layout, _) = status::find(&root, args.campaign.as_deref(), args.tag.as_deref())?;
-            let options = Options { machine: args.machine.machine()?, ..Options::default() };
+            let (layout, options) = args.search.find(&root, false)?;
             search::replicate(&root, &layout, &options, &args.commit, args.runs)
         }
         Command::Status(which) => {

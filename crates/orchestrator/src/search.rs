@@ -59,7 +59,7 @@ pub struct Machine {
     pub cores: Option<Vec<usize>>,
     /// Device, as the programs name it.
     pub device: Option<String>,
-    /// Folder of compiled dependencies, instead of the checkout's `target`.
+    /// Folder of compiled dependencies, instead of `target/search`.
     pub build_dir: Option<PathBuf>,
 }
 
@@ -79,7 +79,7 @@ pub struct Search<'a> {
     pub seed: u64,
     /// Who proposes.
     pub agent: AgentKind,
-    /// Compiled dependencies that are shared with the checkout.
+    /// Compiled dependencies, shared with other searches.
     pub build_dir: PathBuf,
     /// The repository.
     pub workspace: &'a Workspace,
@@ -297,12 +297,14 @@ pub enum Stop {
     Limit(String),
 }
 
-/// Where the checkout's own builds keep compiled dependencies.
+/// Where searches keep compiled dependencies: beside the checkout's own, never among them. Cargo names what it compiles
+/// of a workspace by paths within it, so two checkouts that build into one folder take each other's files for theirs.
 fn build_dir(root: &Path) -> PathBuf {
     ["CARGO_BUILD_BUILD_DIR", "CARGO_TARGET_DIR"]
         .iter()
         .find_map(std::env::var_os)
         .map_or_else(|| root.join("target"), |dir| root.join(dir))
+        .join("search")
 }
 
 /// The record of going on.

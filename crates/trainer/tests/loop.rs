@@ -122,6 +122,11 @@ impl Checkout {
             });
         }
         fs::write(&recipe, lines.join("\n") + "\n").unwrap();
+        // Another version, so that what is compiled here is never taken for this repository's: both build in one folder.
+        for file in ["Cargo.toml", "Cargo.lock"] {
+            let text = fs::read_to_string(checkout.path(file)).unwrap();
+            fs::write(checkout.path(file), text.replace("version = \"0.1.0\"", "version = \"0.1.0-loop\"")).unwrap();
+        }
         for args in [
             &["init", "-q", "-b", "main"][..],
             &["add", "-A"],

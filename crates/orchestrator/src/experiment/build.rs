@@ -1,10 +1,12 @@
 //! Builds the trainer of a candidate in the search's worktree: offline, from the locked dependencies, in the sandbox
 //! (source can read files while it is compiled).
 //!
-//! Compiled dependencies are shared with the user's checkout (cargo's build directory), so that libtorch's bindings,
-//! minutes of C++, are compiled once; what is built for the search lands in a folder of its own.
+//! Compiled dependencies are shared with other searches (cargo's build directory), so that libtorch's bindings, minutes
+//! of C++, are compiled once; what is built for the search lands in a folder of its own.
 
-use std::time::Duration;
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -12,7 +14,7 @@ use super::confine::{enforced, toolchain_folder};
 use super::{Step, oid};
 use crate::child::{self, End, Task};
 use crate::files;
-use crate::layout::Run;
+use crate::layout::{RECIPE, Run};
 use crate::ledger::{Built, Proposed, Status};
 use crate::search::Search;
 use crate::setup;
@@ -20,6 +22,8 @@ use crate::setup;
 /// More than a build from nothing takes on a slow machine; a candidate that compiles longer is hopeless.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 const GRACE: Duration = Duration::from_secs(5);
+/// How often a build looks whether another search's is over.
+const WAIT: Duration = Duration::from_millis(100);
 
 impl Search<'_> {
     /// From the candidate's commit to a trainer in the experiment's folder.
@@ -31,11 +35,12 @@ impl Search<'_> {
             return Ok(Step::Failed(Status::Invalid, refused.to_string()));
         }
         self.worktree.show(commit)?;
+        let Some(_alone) = self.freshen()? else { return Ok(Step::Interrupted) };
         let folder = self.layout.folder(run);
         let log = folder.join("build.log");
         let target = self.layout.run().join("target");
         let temporary = target.join("tmp");
-        std::fs::create_dir_all(&temporary).with_context(|| format!("cannot make {}", temporary.display()))?;
+        fs::create_dir_all(&temporary).with_context(|| format!("cannot make {}", temporary.display()))?;
         let confined = self.sandboxed().then(|| self.confine_build(run, &target)).transpose()?;
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let task = Task::new(cargo, self.worktree.folder(), log.clone(), LIMIT, GRACE)
@@ -77,11 +82,58 @@ impl Search<'_> {
             End::Exited(code) if confined.is_some() && code == i32::from(sandbox::FAILED) => {
                 bail!("the build could not be confined: {}", child::last_lines(&log, 2))
             }
-            End::Exited(_) => first_error(&std::fs::read_to_string(&log).unwrap_or_default()),
+            End::Exited(_) => first_error(&fs::read_to_string(&log).unwrap_or_default()),
             End::Killed(signal) => format!("the compiler was killed by signal {signal}"),
         };
         Ok(Step::Failed(Status::Crash, format!("does not build: {reason}")))
     }
+}
+
+impl Search<'_> {
+    /// Makes cargo compile what differs from what another search built in the same folder, and keeps the others out
+    /// until the lock that it returns is dropped. Cargo goes by times: what another search compiled after our files
+    /// were written would pass for ours. None when interrupted.
+    fn freshen(&self) -> Result<Option<File>> {
+        fs::create_dir_all(&self.build_dir).with_context(|| format!("cannot make {}", self.build_dir.display()))?;
+        let lock = self.build_dir.join(".autoresearch-lock");
+        let lock = File::create(&lock).with_context(|| format!("cannot open {}", lock.display()))?;
+        while let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            if self.runner.interrupted() {
+                return Ok(None);
+            }
+            std::thread::sleep(WAIT);
+        }
+        let now = SystemTime::now();
+        // Candidates of a search differ in the recipe alone; searches from one commit, too.
+        let marker = self.build_dir.join(".autoresearch-start");
+        if fs::read_to_string(&marker).is_ok_and(|start| start == self.started.start) {
+            touch(&self.worktree.folder().join(RECIPE), now)?;
+            return Ok(Some(lock));
+        }
+        for entry in fs::read_dir(self.worktree.folder()).context("cannot list the worktree")? {
+            let path = entry?.path();
+            if path.file_name().is_none_or(|name| name != ".git") {
+                touch_all(&path, now)?;
+            }
+        }
+        fs::write(&marker, &self.started.start).with_context(|| format!("cannot write {}", marker.display()))?;
+        Ok(Some(lock))
+    }
+}
+
+fn touch_all(path: &Path, now: SystemTime) -> Result<()> {
+    let kind = fs::symlink_metadata(path).with_context(|| format!("cannot see {}", path.display()))?;
+    if kind.is_dir() {
+        for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
+            touch_all(&entry?.path(), now)?;
+        }
+    }
+    if kind.is_file() { touch(path, now) } else { Ok(()) }
+}
+
+fn touch(path: &Path, now: SystemTime) -> Result<()> {
+    let file = File::options().append(true).open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.set_modified(now).with_context(|| format!("cannot touch {}", path.display()))
 }
 
 /// What the compiler complained about first.
