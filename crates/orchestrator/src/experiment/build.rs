@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use super::confine::{enforced, toolchain_folder};
+use super::confine::{enforced, toolchain_folder, unconfined};
 use super::{Step, oid};
 use crate::child::{self, End, Task};
 use crate::files;
@@ -79,7 +79,7 @@ impl Search<'_> {
             End::Interrupted => return Ok(Step::Interrupted),
             End::Overflowed => "wrote more than a build may".into(),
             End::TimedOut => return Ok(Step::Failed(Status::Timeout, "the build took too long".into())),
-            End::Exited(code) if confined.is_some() && code == i32::from(sandbox::FAILED) => {
+            End::Exited(code) if unconfined(code, confined.as_ref()) => {
                 bail!("the build could not be confined: {}", child::last_lines(&log, 2))
             }
             End::Exited(_) => first_error(&fs::read_to_string(&log).unwrap_or_default()),

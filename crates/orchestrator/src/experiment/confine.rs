@@ -147,7 +147,13 @@ impl Search<'_> {
     fn report(&self, of: &str, what: &str) -> Result<PathBuf> {
         let folder = self.layout.run().join("sandbox");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        Ok(folder.join(format!("{of}-{what}.json")))
+        let report = folder.join(format!("{of}-{what}.json"));
+        match fs::remove_file(&report) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("cannot replace {}", report.display()))
+            }
+            _ => Ok(report),
+        }
     }
 }
 
@@ -157,6 +163,11 @@ fn name(run: Run) -> String {
         Run::Experiment(number) => format!("experiment-{number:04}"),
         Run::Replicate(number) => format!("replicate-{number:04}"),
     }
+}
+
+/// Whether a command ended before it was confined. One that was may exit with the same code.
+pub(super) fn unconfined(code: i32, confined: Option<&Confined>) -> bool {
+    code == i32::from(sandbox::FAILED) && confined.is_some_and(|confined| enforced(confined).is_none())
 }
 
 /// Where rustup and cargo keep theirs; a confined build, which has no home, must be told.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
-use super::confine::enforced;
+use super::confine::{enforced, unconfined};
 use super::{Step, handed_over};
 use crate::child::{self, End, Task};
 use crate::files;
@@ -72,7 +72,7 @@ impl Search<'_> {
                 return Ok(Step::Failed(Status::Timeout, reason));
             }
             End::Overflowed => "wrote more than an experiment may".into(),
-            End::Exited(code) if confined.is_some() && code == i32::from(sandbox::FAILED) => {
+            End::Exited(code) if unconfined(code, confined.as_ref()) => {
                 bail!("the trainer could not be confined: {}", child::last_lines(&log, 2))
             }
             End::Exited(0) => match read_summary(&out.join("summary.json")) {

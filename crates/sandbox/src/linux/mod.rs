@@ -94,7 +94,7 @@ pub fn init() -> Result<ExitCode> {
         outcome.is_ok()
     };
     let own_proc = apart && holds("no /proc of its own", own_proc());
-    let limits = holds("limits", set_limits(&policy.limits));
+    let limits = holds("limits", set_limits(&policy.limits, apart));
     let process_memory = enforced.memory == Memory::None
         && policy.limits.memory_bytes.is_some_and(|bytes| holds("memory", limit(Resource::Data, bytes)));
     let privileges = holds("privileges", drop_privileges(apart));
@@ -183,10 +183,11 @@ fn limit(resource: Resource, most: u64) -> Result<()> {
     setrlimit(resource, limit).with_context(|| format!("{resource:?}"))
 }
 
-fn set_limits(limits: &Limits) -> Result<()> {
+fn set_limits(limits: &Limits, apart: bool) -> Result<()> {
     limit(Resource::Core, 0)?;
     let wanted = [
-        (Resource::Nproc, limits.processes),
+        // Outside of a user namespace this would count whatever else the user runs.
+        (Resource::Nproc, limits.processes.filter(|_| apart)),
         (Resource::Nofile, limits.open_files),
         (Resource::Fsize, limits.file_bytes),
         (Resource::Cpu, limits.cpu_seconds),

@@ -97,6 +97,7 @@ pub fn recipes_are_survived(checkout: &Checkout) {
             "println!(\"---\\nstatus: completed\\neval_ppl: 1.0\\neval_loss: 0.0\"); std::process::exit(0);\n".into(),
             fails("left no summary"),
         ),
+        ("says that the sandbox failed", "std::process::exit(125);\n".into(), fails("code 125")),
         (
             "forges an artifact",
             format!("{summary}std::fs::write(out.join(\"artifact.ternary\"), vec![7u8; 5000]).unwrap(); std::process::exit(0);\n"),
