@@ -227,7 +227,8 @@ impl Search<'_> {
             return Err(refused("this search has no baseline yet", "`orchestrator run --experiments 1` measures it"));
         };
         let parent = oid(&incumbent.commit)?;
-        let recipe = knobs::token_hash(source).map_err(|e| refused(&format!("it is not Rust: {e}"), "mend it"))?;
+        let recipe = knobs::token_hash(source)
+            .map_err(|e| refused(&format!("it is not Rust: {e}"), "compile it as crates/trainer/src/train.rs"))?;
         if self.state.tried().contains(&recipe) {
             return Err(refused("this recipe was tried before", "`orchestrator results` has its row"));
         }

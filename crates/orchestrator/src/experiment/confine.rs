@@ -1,4 +1,5 @@
-//! What a candidate's build, its training and the reading of what it made may do; everything else is refused by the sandbox.
+//! What a candidate's build, its training and the reading of what it made may do; everything else is refused by the
+//! sandbox.
 
 use std::fs;
 use std::path::{Path, PathBuf};
