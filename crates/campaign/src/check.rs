@@ -26,6 +26,7 @@ impl Campaign {
         self.check_budget()?;
         self.check_evaluation()?;
         self.check_constraints()?;
+        self.check_noise()?;
         if self.agent.startup == 0 {
             return Err("agent.startup is 0; the optimizer needs at least 1 random proposal".into());
         }
@@ -189,6 +190,29 @@ impl Campaign {
             return Err(format!(
                 "evaluation.dev_tokens is {}, less than one evaluation.window ({window}); raise it",
                 evaluation.dev_tokens
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_noise(&self) -> Result<(), String> {
+        let noise = &self.noise;
+        if noise.replicates == 0 {
+            return Ok(());
+        }
+        for (key, value) in [("level", noise.level), ("borderline", noise.borderline)] {
+            if !(value > 0.0 && value < 0.5) {
+                return Err(format!("noise.{key} is {value}; it is a probability above 0 and below 0.5"));
+            }
+        }
+        if noise.fresh_runs == 0 {
+            return Err("noise.fresh_runs is 0; the lucky run that was kept would be the bar, so take 1 or more".into());
+        }
+        if noise.max_runs < 2 {
+            return Err(format!(
+                "noise.max_runs is {}; a borderline candidate needs a second run, so take 2 or more (or set \
+                 noise.replicates to 0 to keep whatever measures lower)",
+                noise.max_runs
             ));
         }
         Ok(())

@@ -39,6 +39,9 @@ pub struct Campaign {
     pub evaluation: Evaluation,
     /// What an artifact must satisfy; outside of it, it is `invalid`: `[constraints]`.
     pub constraints: Constraints,
+    /// What a keep needs beside a lower loss: `[noise]`.
+    #[serde(default)]
+    pub noise: Noise,
     /// Who proposes: `[agent]`.
     #[serde(default)]
     pub agent: Agent,
@@ -244,6 +247,29 @@ pub struct Constraints {
     pub groupings: Vec<Grouping>,
     /// Whether embeddings, head and norms may differ from the base model's. Must be true from scratch.
     pub train_unquantized: bool,
+}
+
+/// `[noise]`: how a candidate's gain is told from luck. The defaults are the best of those that
+/// `cargo bench -p orchestrator --bench noise -- --choose` tries.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Noise {
+    /// Runs of the baseline with other seeds before the search begins; 0 keeps whatever measures lower.
+    pub replicates: usize,
+    /// Runs of a new incumbent with other seeds before anything is compared with it.
+    pub fresh_runs: usize,
+    /// Highest probability with which a change that gains nothing is kept.
+    pub level: f64,
+    /// A candidate whose gain could be luck with less than this probability is run again.
+    pub borderline: f64,
+    /// Most runs of one candidate before it is decided.
+    pub max_runs: usize,
+}
+
+impl Default for Noise {
+    fn default() -> Self {
+        Self { replicates: 5, fresh_runs: 4, level: 0.04, borderline: 0.2, max_runs: 12 }
+    }
 }
 
 /// `[agent]`.

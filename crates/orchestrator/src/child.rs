@@ -23,6 +23,7 @@ use sandbox::{Policy, Request};
 use wait4::Wait4;
 
 use crate::files;
+use crate::hold;
 pub use interrupts::Interrupts;
 use lifeline::Lifeline;
 pub use output::last_lines;
@@ -209,6 +210,7 @@ impl Runner {
             gate.write_all(&line).context("the command ended before it began")?;
         }
         tracing::debug!(program = %program.display(), pid = pid.as_raw_nonzero().get(), "started");
+        hold::at("program-started");
         std::thread::spawn(move || {
             // NOWAIT leaves a zombie behind, so that the group's id cannot be taken by others until it is killed.
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;

@@ -7,10 +7,11 @@
 mod build;
 mod confine;
 mod evaluate;
+mod pins;
 mod train;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use git2::Oid;
@@ -18,15 +19,16 @@ use git2::Oid;
 use crate::agent::{self, Trial};
 use crate::clock;
 use crate::error::Failure;
-use crate::files;
+use crate::hold;
 use crate::knobs;
 use crate::layout::Run;
-use crate::ledger::{Abandoned, Evaluation, Event, Proposed, Replicate, Row, Status};
+use crate::ledger::{self, Abandoned, Evaluation, Event, Proposed, Replicate, ReplicateFailed, Row, Status};
 use crate::results;
 use crate::search::Search;
-use crate::verdict;
+use crate::verdict::{self, Comparison, Next};
 
 pub use evaluate::Subject;
+use pins::Trainer;
 
 /// Who proposes what a person wrote.
 const HUMAN: &str = "human";
@@ -41,60 +43,141 @@ pub enum Turn {
     Exhausted(String),
 }
 
-/// How a step of an experiment ended.
-enum Step<T> {
-    Next(T),
-    /// The candidate failed; the experiment is over.
+/// Why an experiment goes no further.
+#[derive(Debug)]
+pub enum Broken {
+    /// The candidate failed.
     Failed(Status, String),
-    Interrupted,
+    /// The user stopped it, while this was done.
+    Interrupted(&'static str),
+    /// The search cannot go on.
+    Cannot(Failure),
+}
+
+impl<E> From<E> for Broken
+where
+    Failure: From<E>,
+{
+    fn from(error: E) -> Self {
+        Self::Cannot(error.into())
+    }
 }
 
 impl Search<'_> {
-    /// Takes the experiment in flight, or a new one, to its row.
+    /// Takes the experiment in flight, or a new one, to its row. Before it, the incumbent is run on as many seeds as the
+    /// campaign asks for.
     ///
     /// # Errors
     /// When the search cannot go on; the experiment stays in flight.
     pub fn turn(&mut self) -> Result<Turn, Failure> {
+        match self.settle() {
+            Ok(()) => {}
+            Err(Broken::Cannot(failure)) => return Err(failure),
+            Err(Broken::Interrupted(_) | Broken::Failed(..)) => return Ok(Turn::Interrupted),
+        }
         if self.state.flight.is_none()
             && let Some(nothing) = self.propose()?
         {
             return Ok(Turn::Exhausted(nothing));
         }
+        match self.experiment() {
+            Ok(()) => Ok(Turn::Done),
+            Err(Broken::Failed(status, reason)) => self.fail(status, reason),
+            Err(Broken::Interrupted(what)) => self.interrupted(what),
+            Err(Broken::Cannot(failure)) => Err(failure),
+        }
+    }
+
+    fn experiment(&mut self) -> Result<(), Broken> {
         let flight = self.state.flight.clone().context("no experiment is in flight")?;
-        let number = flight.proposed.experiment;
-        let run = Run::Experiment(number);
+        let run = Run::Experiment(flight.proposed.experiment);
         if flight.measured.is_none() && flight.trained.is_none() {
             self.empty(run)?;
-            let built = match self.build(run, &flight.proposed)? {
-                Step::Next(built) => built,
-                Step::Failed(status, reason) => return self.fail(status, reason),
-                Step::Interrupted => return self.abandon("interrupted while building"),
-            };
-            self.write(Event::Built(built))?;
-            let trained = match self.train(run, &flight.proposed)? {
-                Step::Next(trained) => trained,
-                Step::Failed(status, reason) => return self.fail(status, reason),
-                Step::Interrupted => return self.abandon("interrupted while training"),
-            };
+            hold::at("folder-emptied");
+            let built = self.build(run, &flight.proposed)?;
+            self.write(Event::Built(built.clone()))?;
+            hold::at("build-written");
+            let trainer = Trainer { path: self.trainer(run), sha256: built.trainer_sha256 };
+            let trained = self.train(run, &trainer, &flight.proposed)?;
+            hold::at("training-over");
             self.write(Event::Trained(trained))?;
+            hold::at("training-written");
         }
         let measured = match flight.measured {
             Some(measured) => measured,
-            None => match self.evaluate(Subject::Run(run), corpus::Part::Select)? {
-                Step::Next(measured) => {
-                    self.write(Event::Measured(measured.clone()))?;
-                    measured
-                }
-                Step::Failed(status, reason) => return self.fail(status, reason),
-                // The artifact is there: the next run only evaluates.
-                Step::Interrupted => return Ok(Turn::Interrupted),
-            },
+            None => {
+                let measured = self.evaluate(Subject::Run(run), corpus::Part::Select)?;
+                hold::at("evaluation-over");
+                self.write(Event::Measured(measured.clone()))?;
+                hold::at("evaluation-written");
+                measured
+            }
         };
-        let best = self.state.incumbent().and_then(Row::loss);
-        let status = verdict::decide(best, measured.eval_loss);
-        let gain = verdict::gain(best, measured.eval_loss);
-        self.end(status, None, Some((gain, measured)))?;
-        Ok(Turn::Done)
+        let Some(incumbent) = self.state.incumbent().cloned() else {
+            return Ok(self.end(Status::Keep, None, Some(measured), None)?);
+        };
+        loop {
+            let smaller = incumbent.evaluation.as_ref().is_some_and(|e| measured.bits_per_weight < e.bits_per_weight);
+            let comparison = self.compare(&incumbent, run, &measured);
+            let (status, reason) = match verdict::decide(&comparison, smaller, &self.campaign.noise) {
+                Next::RunCandidate => {
+                    self.rerun(flight.proposed.experiment, "runs it with another seed")?;
+                    continue;
+                }
+                Next::RunIncumbent if self.rerun_incumbent(&incumbent)? => continue,
+                // Its other seeds fail: the candidate has to show it with runs of its own.
+                Next::RunIncumbent if comparison.runs < self.campaign.noise.max_runs => {
+                    self.rerun(flight.proposed.experiment, "runs it with another seed")?;
+                    continue;
+                }
+                Next::Keep => (Status::Keep, None),
+                Next::KeepSmaller => (Status::Keep, Some("no worse, and smaller".to_owned())),
+                Next::Discard | Next::RunIncumbent => (Status::Discard, None),
+            };
+            return Ok(self.end(status, reason, Some(measured), Some(comparison))?);
+        }
+    }
+
+    /// What the runs so far say of the candidate in flight.
+    fn compare(&self, incumbent: &Row, run: Run, measured: &Evaluation) -> Comparison {
+        let Run::Experiment(number) = run else { unreachable!("candidates are experiments") };
+        let runs: Vec<&Evaluation> =
+            [measured].into_iter().chain(self.state.replicates_of(number).map(|r| &r.evaluation)).collect();
+        ledger::compare(&self.state.bar(incumbent), &runs, self.state.noise())
+    }
+
+    /// Runs the incumbent on fresh seeds until it has as many runs as the campaign asks for: the noise of the search is
+    /// taken from the baseline's, and no incumbent's bar is the lucky number that made it one.
+    fn settle(&mut self) -> Result<(), Broken> {
+        let noise = self.campaign.noise;
+        let Some(row) = self.state.incumbent().cloned().filter(|_| noise.replicates > 0) else { return Ok(()) };
+        let wanted = if row.parent.is_none() { noise.replicates } else { noise.fresh_runs };
+        while self.state.fresh(&row).count() < wanted && self.rerun_incumbent(&row)? {}
+        Ok(())
+    }
+
+    /// Runs a kept recipe with another seed. A failure is written down; after as many as runs are wanted, the recipe is
+    /// not tried again, and it returns false.
+    fn rerun_incumbent(&mut self, row: &Row) -> Result<bool, Broken> {
+        let failures = self.state.failed_replicates.iter().filter(|f| f.experiment == row.experiment).count();
+        if failures >= self.campaign.noise.max_runs {
+            return Ok(false);
+        }
+        let seed = self.state.next_seed(row.experiment);
+        match self.rerun(row.experiment, "runs the incumbent with another seed") {
+            Ok(()) => Ok(true),
+            Err(Broken::Failed(_, reason)) if row.parent.is_none() => {
+                let log = self.layout.folder(self.next_replicate());
+                Err(Broken::Cannot(Failure::Baseline { reason: format!("with seed {seed}: {reason}"), log }))
+            }
+            Err(Broken::Failed(_, reason)) => {
+                self.printer.line(&format!("the incumbent failed with seed {seed}: {reason}"));
+                let (experiment, commit) = (row.experiment, row.commit.clone());
+                self.write(Event::ReplicateFailed(ReplicateFailed { experiment, commit, seed, reason }))?;
+                Ok(true)
+            }
+            Err(other) => Err(other),
+        }
     }
 
     /// Makes an empty folder for a run.
@@ -107,52 +190,45 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Trains and measures a commit that was measured before, with another seed; false when interrupted.
+    /// The run that the next replicate will be.
+    fn next_replicate(&self) -> Run {
+        Run::Replicate(self.state.replicates.len() as u64 + 1)
+    }
+
+    /// Trains and measures the recipe of an experiment once more, with its next seed.
     ///
     /// # Errors
-    /// When the run fails: what was measured before should not.
-    pub fn replicate(&mut self, row: &Row, seed: u64) -> Result<bool, Failure> {
-        let number = self.state.replicates.len() as u64 + 1;
-        let run = Run::Replicate(number);
+    /// [`Broken::Failed`] when the recipe does not get through with that seed.
+    pub fn rerun(&mut self, experiment: u64, why: &str) -> Result<(), Broken> {
+        let run = self.next_replicate();
         self.empty(run)?;
-        let proposed = Proposed {
-            experiment: number,
-            commit: row.commit.clone(),
-            parent: None,
-            agent: row.agent.clone(),
-            description: format!("experiment {} with seed {seed}", row.experiment),
-            knobs: Default::default(),
-            recipe: String::new(),
-            seed,
+        let proposed = self.state.proposals.get(&experiment).context("an experiment without a candidate")?;
+        let seed = self.state.next_seed(experiment);
+        let proposed = Proposed { seed, ..proposed.clone() };
+        tracing::debug!(%run, experiment, seed, why);
+        let path = self.trainer(Run::Experiment(experiment));
+        let trainer = match self.state.trainers.get(&experiment) {
+            Some(sha256) if path.is_file() => Trainer { path, sha256: sha256.clone() },
+            _ => Trainer { path: self.trainer(run), sha256: self.build(run, &proposed)?.trainer_sha256 },
         };
-        let failed = |reason: String| {
-            let log = self.layout.folder(run);
-            Failure::Other(anyhow::anyhow!("{run} failed: {reason} (its logs are in {})", log.display()))
-        };
-        match self.build(run, &proposed)? {
-            Step::Next(_) => {}
-            Step::Failed(_, reason) => return Err(failed(reason)),
-            Step::Interrupted => return Ok(false),
-        }
-        let trained = match self.train(run, &proposed)? {
-            Step::Next(trained) => trained,
-            Step::Failed(_, reason) => return Err(failed(reason)),
-            Step::Interrupted => return Ok(false),
-        };
-        let evaluation = match self.evaluate(Subject::Run(run), corpus::Part::Select)? {
-            Step::Next(evaluation) => evaluation,
-            Step::Failed(_, reason) => return Err(failed(reason)),
-            Step::Interrupted => return Ok(false),
-        };
+        let trained = self.train(run, &trainer, &proposed)?;
+        let evaluation = self.evaluate(Subject::Run(run), corpus::Part::Select)?;
         self.printer.line(&format!(
-            "{run}: experiment {} with seed {seed}: ppl {:.6}, {:.6} nats",
-            row.experiment, evaluation.eval_ppl, evaluation.eval_loss
+            "     #{experiment} with seed {seed}: ppl {:.6}, {:.6} nats",
+            evaluation.eval_ppl, evaluation.eval_loss
         ));
-        let replicate =
-            Replicate { number, experiment: row.experiment, commit: row.commit.clone(), seed, trained, evaluation };
-        self.write(Event::Replicated(replicate))?;
-        self.clear(run, false);
-        Ok(true)
+        let Run::Replicate(number) = run else { unreachable!("it is one") };
+        let commit = proposed.commit;
+        hold::at("rerun-over");
+        self.write(Event::Replicated(Replicate { number, experiment, commit, seed, trained, evaluation }))?;
+        hold::at("rerun-written");
+        self.clear(run, true);
+        Ok(())
+    }
+
+    /// Where a run's trainer is built to. An experiment's stays there while it may be run again.
+    fn trainer(&self, run: Run) -> PathBuf {
+        self.layout.folder(run).join("trainer")
     }
 
     /// Puts a new candidate in flight, or says why there is none.
@@ -250,8 +326,12 @@ impl Search<'_> {
 
     fn put_in_flight(&mut self, proposed: Proposed) -> Result<(), Failure> {
         let (number, commit) = (proposed.experiment, oid(&proposed.commit)?);
+        hold::at("candidate-committed");
         self.write(Event::Proposed(proposed))?;
-        Ok(self.workspace.record(&self.layout.tag, number, commit)?)
+        hold::at("candidate-proposed");
+        self.workspace.record(&self.layout.tag, number, commit)?;
+        hold::at("candidate-recorded");
+        Ok(())
     }
 
     /// What was tried and what came of it, in order.
@@ -274,13 +354,16 @@ impl Search<'_> {
             let log = logs.into_iter().find(|log| log.exists()).unwrap_or(folder);
             return Err(Failure::Baseline { reason, log });
         }
-        self.end(status, Some(reason), None)?;
+        self.end(status, Some(reason), None, None)?;
         Ok(Turn::Done)
     }
 
-    fn abandon(&mut self, reason: &str) -> Result<Turn, Failure> {
-        let experiment = self.state.next();
-        self.write(Event::Abandoned(Abandoned { experiment, reason: reason.into(), again: true }))?;
+    /// What is trained goes on from there; anything before that is done again.
+    fn interrupted(&mut self, what: &str) -> Result<Turn, Failure> {
+        if let Some(flight) = self.state.flight.as_ref().filter(|flight| flight.trained.is_none()) {
+            let (experiment, reason) = (flight.proposed.experiment, format!("interrupted while {what}"));
+            self.write(Event::Abandoned(Abandoned { experiment, reason, again: true }))?;
+        }
         Ok(Turn::Interrupted)
     }
 
@@ -289,11 +372,14 @@ impl Search<'_> {
         &mut self,
         status: Status,
         reason: Option<String>,
-        figures: Option<(f64, Evaluation)>,
+        evaluation: Option<Evaluation>,
+        comparison: Option<Comparison>,
     ) -> Result<(), Failure> {
         let flight = self.state.flight.clone().context("no experiment is in flight")?;
+        let before = self.state.incumbent().cloned();
         let proposed = flight.proposed;
-        let (gain, evaluation) = figures.unzip();
+        // The baseline has nothing to gain over.
+        let gain = evaluation.as_ref().map(|_| comparison.as_ref().map_or(0.0, |comparison| comparison.gain));
         let row = Row {
             experiment: proposed.experiment,
             commit: proposed.commit,
@@ -304,16 +390,24 @@ impl Search<'_> {
             agent: proposed.agent,
             seed: proposed.seed,
             gain,
+            comparison,
             evaluation,
             trained: flight.trained,
             finished_at: clock::now(),
         };
+        hold::at("verdict-reached");
         self.write(Event::Ended(row.clone()))?;
+        hold::at("row-written");
         if status == Status::Keep {
             self.move_branch()?;
+            hold::at("branch-moved");
         }
-        self.remove_superfluous(&row);
+        for row in before.iter().chain([&row]) {
+            self.remove_superfluous(row);
+        }
+        hold::at("files-removed");
         results::publish(self.workspace, &self.layout.tag, &self.state.rows)?;
+        hold::at("table-written");
         self.printer.record(&results::line(&row), &row);
         Ok(())
     }
@@ -326,12 +420,21 @@ impl Search<'_> {
         self.workspace.advance(&self.layout.tag, from, to)
     }
 
-    /// Frees the space of an experiment that is over: the trainer, which its commit can give again, and all that the
-    /// run left but its log and summary and, where it was kept, the artifact.
+    /// Frees the space of an experiment that is over: all that its runs left but their logs and summaries and, where it
+    /// was kept, the artifacts; and the trainer, which its commit can give again, unless it is the incumbent's.
     pub fn remove_superfluous(&self, row: &Row) {
-        self.clear(Run::Experiment(row.experiment), row.status == Status::Keep);
+        let kept = row.status == Status::Keep;
+        let incumbent = self.state.incumbent().is_some_and(|incumbent| incumbent.experiment == row.experiment);
+        self.clear(Run::Experiment(row.experiment), kept);
+        if !incumbent {
+            remove(&self.trainer(Run::Experiment(row.experiment)));
+        }
+        for replicate in self.state.replicates_of(row.experiment) {
+            self.clear(Run::Replicate(replicate.number), kept);
+        }
     }
 
+    /// Removes from a run's folder what is not wanted any more; the trainer of an experiment stays.
     fn clear(&self, run: Run, keep: bool) {
         let out = self.layout.out(run);
         let wanted = |path: &PathBuf| {
@@ -341,36 +444,22 @@ impl Search<'_> {
         let left = fs::read_dir(&out).map(|entries| entries.flatten().map(|entry| entry.path()).collect());
         let mut superfluous: Vec<PathBuf> = left.unwrap_or_default();
         superfluous.retain(|path| !wanted(path));
-        superfluous.push(self.layout.folder(run).join("trainer"));
-        for path in superfluous {
-            let is_folder = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            match removed {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), error = %e, "cannot remove a superfluous file");
-                }
-                _ => {}
-            }
+        if let Run::Replicate(_) = run {
+            superfluous.push(self.trainer(run));
         }
+        superfluous.iter().for_each(|path| remove(path));
     }
+}
 
-    /// Refuses to measure with anything but what the search started with.
-    pub fn check_pins(&self) -> Result<(), Failure> {
-        let pins = [
-            ("the evaluator", self.layout.evaluator(), &self.started.evaluator_sha256),
-            ("the campaign file", self.layout.campaign_copy(), &self.started.campaign_sha256),
-            ("the prepared data", self.data.join("prepared.json"), &self.started.data_sha256),
-        ];
-        for (what, path, pinned) in pins {
-            let now = files::sha256(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            if now != *pinned {
-                return Err(Failure::Checkout {
-                    message: format!("{what} {} is not what this search started with", path.display()),
-                    hint: "figures would not compare: put it back, or start another search with --tag".into(),
-                });
-            }
+/// Removes a file or folder; the search does not depend on it.
+fn remove(path: &Path) {
+    let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), error = %e, "cannot remove a superfluous file");
         }
-        Ok(())
+        _ => {}
     }
 }
 

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest, Sha256};
 
+use crate::hold;
+
 /// Replaces a file as a whole: a temporary file beside it, synced, then renamed, then the folder synced.
 /// One writer at a time, so what a killed one left is overwritten by the next.
 ///
@@ -18,6 +20,7 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut file = File::create(&temporary)?;
     file.write_all(contents)?;
     file.sync_all()?;
+    hold::at("table-unrenamed");
     fs::rename(&temporary, path)?;
     sync_folder(path)
 }

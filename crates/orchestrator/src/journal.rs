@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::error::Failure;
 use crate::files;
+use crate::hold;
 use crate::ledger::Event;
 
 const FORMAT: &str = "ternary-autoresearch";
@@ -88,7 +89,9 @@ impl Journal {
     fn write<T: Serialize>(&mut self, line: &T) -> anyhow::Result<()> {
         let mut bytes = serde_json::to_vec(line).context("a record could not be encoded")?;
         bytes.push(b'\n');
-        self.file.write_all(&bytes).and_then(|()| self.file.sync_data()).with_context(|| {
+        let written = self.file.write_all(&bytes);
+        hold::at("record-unsynced");
+        written.and_then(|()| self.file.sync_data()).with_context(|| {
             format!("cannot write {}: nothing was done about the record; free space and run again", self.path.display())
         })
     }

@@ -11,6 +11,7 @@ use sandbox::Enforced;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::Record;
+use crate::verdict::{self, Comparison, Evidence, Noise, Windows};
 
 /// Everything that is written down, in the order in which it can happen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,8 @@ pub enum Event {
     Reported(Reported),
     /// A commit was trained and measured once more, with another seed.
     Replicated(Replicate),
+    /// A kept commit failed with another seed, for which there is no figure.
+    ReplicateFailed(ReplicateFailed),
     /// The search ended in good order.
     Stopped {
         /// Why.
@@ -153,6 +156,9 @@ pub struct Evaluation {
     pub shares: [f64; 3],
     /// Seconds it took.
     pub seconds: f64,
+    /// Nats per token of each window, in the text's order: what makes two models' figures a paired comparison.
+    #[serde(default)]
+    pub windows: Vec<f32>,
 }
 
 /// A final figure.
@@ -160,6 +166,9 @@ pub struct Evaluation {
 pub struct Reported {
     /// Number of the experiment; `None` for the full-precision parent.
     pub experiment: Option<u64>,
+    /// Number of the replicate of it that was measured; `None` for the experiment's own artifact.
+    #[serde(default)]
+    pub replicate: Option<u64>,
     /// The figures on `report`.
     pub evaluation: Evaluation,
 }
@@ -181,15 +190,17 @@ pub struct Replicate {
     pub evaluation: Evaluation,
 }
 
-/// The spread of the loss from run to run of the same commit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Noise {
-    /// Standard deviation, nats per token; pooled over the commits that were replicated.
-    pub sd: f64,
-    /// Its own standard error, taking the losses as normal: sd/√(2·degrees of freedom).
-    pub error: f64,
-    /// Runs that it is taken from.
-    pub runs: usize,
+/// A run with another seed that gave no figure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicateFailed {
+    /// The experiment that it repeated.
+    pub experiment: u64,
+    /// The commit.
+    pub commit: String,
+    /// Seed of the training run; it is not tried again.
+    pub seed: u64,
+    /// Why.
+    pub reason: String,
 }
 
 /// A broken-off experiment.
@@ -253,6 +264,9 @@ pub struct Row {
     pub seed: u64,
     /// Nats per token gained over the parent on `select`; `None` when not measured.
     pub gain: Option<f64>,
+    /// What the verdict was made from; `None` for the baseline, and where nothing was measured.
+    #[serde(default)]
+    pub comparison: Option<Comparison>,
     /// The figures on `select`; `None` when not measured.
     pub evaluation: Option<Evaluation>,
     /// The training run; `None` when it gave no artifact.
@@ -308,12 +322,16 @@ pub struct State {
     pub rows: Vec<Row>,
     /// The one that is not.
     pub flight: Option<Flight>,
-    /// Final figures by experiment; `None` is the full-precision parent.
-    pub reported: BTreeMap<Option<u64>, Evaluation>,
+    /// Final figures by experiment and replicate of it; of no experiment, the full-precision parent's.
+    pub reported: BTreeMap<(Option<u64>, Option<u64>), Evaluation>,
     /// Why it stopped, when it did so in good order and has not gone on since.
     pub stopped: Option<String>,
     /// Measurements with other seeds, in order.
     pub replicates: Vec<Replicate>,
+    /// Runs with other seeds that failed.
+    pub failed_replicates: Vec<ReplicateFailed>,
+    /// What the trainer of each experiment was when it was built: sha256.
+    pub trainers: BTreeMap<u64, String>,
     /// Candidates by experiment, the one in flight included.
     pub proposals: BTreeMap<u64, Proposed>,
 }
@@ -360,7 +378,10 @@ impl State {
                     since: time.clone(),
                 });
             }
-            Event::Built(built) => self.flight(built.experiment, time)?.built = Some(built.clone()),
+            Event::Built(built) => {
+                self.flight(built.experiment, time)?.built = Some(built.clone());
+                self.trainers.insert(built.experiment, built.trainer_sha256.clone());
+            }
             Event::Trained(trained) => self.flight(trained.experiment, time)?.trained = Some(trained.clone()),
             Event::Measured(evaluation) => {
                 let flight = self.flight.as_mut().ok_or("a measurement of no experiment")?;
@@ -381,14 +402,18 @@ impl State {
                 }
             }
             Event::Reported(reported) => {
-                self.reported.insert(reported.experiment, reported.evaluation.clone());
+                self.reported.insert((reported.experiment, reported.replicate), reported.evaluation.clone());
             }
             Event::Replicated(replicate) => {
                 if replicate.number != self.replicates.len() as u64 + 1 {
                     return Err(format!("replicate {} does not come next", replicate.number));
                 }
                 self.replicates.push(replicate.clone());
+                if let Some(flight) = &mut self.flight {
+                    flight.since.clone_from(time);
+                }
             }
+            Event::ReplicateFailed(failed) => self.failed_replicates.push(failed.clone()),
             Event::Stopped { reason } => self.stopped = Some(reason.clone()),
         }
         Ok(())
@@ -429,26 +454,42 @@ impl State {
         }
     }
 
-    /// The run-to-run noise, once a commit has runs of two seeds.
+    /// Runs of an experiment's recipe with other seeds, in order.
+    pub fn replicates_of(&self, experiment: u64) -> impl Iterator<Item = &Replicate> {
+        self.replicates.iter().filter(move |replicate| replicate.experiment == experiment)
+    }
+
+    /// Runs of a kept experiment's recipe that had no part in its being kept, in order: on fresh seeds.
+    pub fn fresh(&self, row: &Row) -> impl Iterator<Item = &Replicate> {
+        let selected = row.comparison.as_ref().map_or(0, |comparison| comparison.runs - 1);
+        self.replicates_of(row.experiment).skip(selected)
+    }
+
+    /// What a candidate has to beat: the incumbent's fresh runs. The baseline was not selected, so its first run counts
+    /// too; and before there is a fresh run, there is only the first.
+    pub fn bar<'a>(&'a self, row: &'a Row) -> Vec<&'a Evaluation> {
+        let fresh: Vec<_> = self.fresh(row).map(|replicate| &replicate.evaluation).collect();
+        let own = (fresh.is_empty() || row.parent.is_none()).then_some(&row.evaluation).into_iter().flatten();
+        own.chain(fresh).collect()
+    }
+
+    /// The run-to-run noise, once a recipe has runs of two seeds. A candidate's first run decided whether there would
+    /// be more of it, so only the baseline's counts.
     pub fn noise(&self) -> Option<Noise> {
-        let mut losses: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        let mut groups: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+        groups.extend(self.baseline().and_then(|row| Some((row.experiment, vec![row.loss()?]))));
         for replicate in &self.replicates {
-            losses.entry(&replicate.commit).or_default().push(replicate.evaluation.eval_loss);
+            groups.entry(replicate.experiment).or_default().push(replicate.evaluation.eval_loss);
         }
-        for row in &self.rows {
-            if let (Some(losses), Some(loss)) = (losses.get_mut(row.commit.as_str()), row.loss()) {
-                losses.push(loss);
-            }
-        }
-        let (mut squares, mut freedom, mut runs) = (0.0, 0, 0);
-        for losses in losses.values() {
-            let mean = losses.iter().sum::<f64>() / losses.len() as f64;
-            squares += losses.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>();
-            freedom += losses.len() - 1;
-            runs += losses.len();
-        }
-        let sd = (squares / freedom as f64).sqrt();
-        (freedom > 0).then_some(Noise { sd, error: sd / (2.0 * freedom as f64).sqrt(), runs })
+        Noise::pooled(groups.values().map(Vec::as_slice))
+    }
+
+    /// The seed of the next run of an experiment's recipe: the search's own is the first, and each run takes the next.
+    pub fn next_seed(&self, experiment: u64) -> u64 {
+        let failed = self.failed_replicates.iter().filter(|failed| failed.experiment == experiment).count();
+        let before = self.replicates_of(experiment).count() + failed;
+        let first = self.started.as_ref().map_or(0, |started| started.seed);
+        first.wrapping_add(1 + before as u64)
     }
 
     /// Hashes of every recipe that was proposed.
@@ -460,6 +501,22 @@ impl State {
     pub fn kept(&self) -> usize {
         self.rows.iter().filter(|row| row.status == Status::Keep).count()
     }
+}
+
+/// Compares the runs of two recipes on the same windows.
+pub fn compare(incumbent: &[&Evaluation], candidate: &[&Evaluation], noise: Option<Noise>) -> Comparison {
+    let losses = |runs: &[&Evaluation]| runs.iter().map(|run| run.eval_loss).collect::<Vec<_>>();
+    let windows = |runs: &[&Evaluation]| -> Vec<f64> {
+        let count = runs.first().map_or(0, |run| run.windows.len());
+        let at = |i: usize| runs.iter().filter_map(|run| run.windows.get(i)).map(|&loss| f64::from(loss)).sum::<f64>();
+        (0..count).map(|i| at(i) / runs.len() as f64).collect()
+    };
+    verdict::compare(&Evidence {
+        candidate: &losses(candidate),
+        incumbent: &losses(incumbent),
+        windows: Windows::paired(&windows(incumbent), &windows(candidate)),
+        noise,
+    })
 }
 
 /// The name of an agent in rows.

@@ -14,6 +14,7 @@ mod doctor;
 mod error;
 mod experiment;
 mod files;
+pub mod hold;
 mod journal;
 mod knobs;
 mod layout;
@@ -24,7 +25,7 @@ mod results;
 mod search;
 mod setup;
 mod status;
-mod verdict;
+pub mod verdict;
 mod workspace;
 
 pub use cli::main;

@@ -3,6 +3,7 @@
 //! The journal is the truth. The rows of a search are written anew from it every time, as a whole and atomically;
 //! rows of other searches stay as they are.
 
+mod kept;
 mod table;
 
 use std::fs::File;
@@ -18,7 +19,7 @@ use crate::workspace::Workspace;
 pub use table::{Document, header, line, noise, print, summary};
 
 /// The first five are those of karpathy/autoresearch.
-pub const COLUMNS: [&str; 20] = [
+pub const COLUMNS: [&str; 22] = [
     "commit",
     "eval_ppl",
     "memory_gb",
@@ -39,9 +40,13 @@ pub const COLUMNS: [&str; 20] = [
     "q_pos1",
     "seed",
     "finished_at",
+    "gain_se",
+    "runs",
 ];
 /// Characters of a description, and of a reason.
 const LONGEST_TEXT: usize = 600;
+/// Columns of the first version.
+const OLDEST_COLUMNS: usize = 20;
 const CAMPAIGN: usize = 6;
 const FINISHED_AT: usize = 19;
 
@@ -95,10 +100,17 @@ fn read(path: &Path) -> Result<Vec<csv::StringRecord>> {
         .delimiter(b'\t')
         .from_path(path)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    if reader.headers()? != COLUMNS.as_slice() {
+    // Columns are only ever added, at the end; rows from before lack the last ones.
+    let known = reader.headers()?.iter().zip(COLUMNS).all(|(found, expected)| found == expected);
+    if !known || !(OLDEST_COLUMNS..=COLUMNS.len()).contains(&reader.headers()?.len()) {
         bail!("{} has other columns than this version writes: move it aside and run again", path.display());
     }
-    reader.records().collect::<Result<_, _>>().with_context(|| format!("{} is damaged", path.display()))
+    let complete = |mut record: csv::StringRecord| {
+        (record.len()..COLUMNS.len()).for_each(|_| record.push_field(""));
+        record
+    };
+    let records = reader.records().map(|record| record.map(complete));
+    records.collect::<Result<_, _>>().with_context(|| format!("{} is damaged", path.display()))
 }
 
 /// One row as text. What was not measured is zero in the first columns, as there, and empty in the others.
@@ -132,6 +144,8 @@ fn record(tag: &str, row: &Row) -> csv::StringRecord {
         share(2),
         row.seed.to_string(),
         row.finished_at.clone(),
+        number(row.comparison.as_ref().map(|comparison| comparison.error), 6),
+        evaluation.map_or_else(String::new, |_| row.comparison.as_ref().map_or(1, |c| c.runs).to_string()),
     ];
     csv::StringRecord::from(fields.to_vec())
 }

@@ -175,6 +175,7 @@ impl<'a> Search<'a> {
             _lock: lock,
         };
         search.check_pins()?;
+        search.worktree.show(tip)?;
         search.put_right()?;
         Ok(search)
     }

@@ -10,9 +10,10 @@ use crate::clock;
 use crate::error::Failure;
 use crate::journal;
 use crate::layout::{self, Layout};
-use crate::ledger::{Evaluation, Noise, Row, State};
+use crate::ledger::{Evaluation, Row, State};
 use crate::results;
 use crate::search;
+use crate::verdict::Noise;
 
 /// What `status --json` prints.
 #[derive(Debug, Serialize)]
@@ -65,7 +66,7 @@ pub struct InFlight<'a> {
 impl<'a> Status<'a> {
     /// The view of a state.
     pub fn of(layout: &'a Layout, state: &'a State) -> Self {
-        let reported = |row: Option<&Row>| row.and_then(|row| state.reported.get(&Some(row.experiment)));
+        let reported = |row: Option<&Row>| row.and_then(|row| state.reported.get(&(Some(row.experiment), None)));
         Self {
             campaign: &layout.name,
             tag: &layout.tag,

@@ -214,15 +214,7 @@ impl Workspace {
     /// # Errors
     /// With the other paths.
     pub fn check_one_file(&self, candidate: Oid, parent: Oid) -> Result<()> {
-        let tree = |id| self.repository.find_commit(id).and_then(|commit| commit.tree());
-        let difference = self.repository.diff_tree_to_tree(Some(&tree(parent)?), Some(&tree(candidate)?), None)?;
-        let mut touched: BTreeMap<String, Delta> = BTreeMap::new();
-        for delta in difference.deltas() {
-            for file in [delta.old_file(), delta.new_file()] {
-                let path = file.path_bytes().map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
-                touched.insert(path, delta.status());
-            }
-        }
+        let mut touched = self.touched(candidate, parent)?;
         if touched.len() == 1 && touched.get(RECIPE) == Some(&Delta::Modified) {
             return Ok(());
         }
@@ -232,6 +224,27 @@ impl Workspace {
             bail!("candidate {candidate} does not change {RECIPE}");
         }
         bail!("candidate {candidate} changes more than {RECIPE}: {}", others.join(", "));
+    }
+
+    /// Paths in which two commits differ.
+    ///
+    /// # Errors
+    /// When one of them is missing.
+    pub fn differences(&self, one: Oid, other: Oid) -> Result<Vec<String>> {
+        Ok(self.touched(one, other)?.into_keys().collect())
+    }
+
+    fn touched(&self, new: Oid, old: Oid) -> Result<BTreeMap<String, Delta>> {
+        let tree = |id| self.repository.find_commit(id).and_then(|commit| commit.tree());
+        let difference = self.repository.diff_tree_to_tree(Some(&tree(old)?), Some(&tree(new)?), None)?;
+        let mut touched = BTreeMap::new();
+        for delta in difference.deltas() {
+            for file in [delta.old_file(), delta.new_file()] {
+                let path = file.path_bytes().map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
+                touched.insert(path, delta.status());
+            }
+        }
+        Ok(touched)
     }
 
     /// Keeps a candidate reachable under its own ref.
@@ -344,17 +357,18 @@ impl Worktree<'_> {
     }
 
     /// Makes the files exactly those of a commit: contents by hash, nothing missing, nothing besides. HEAD stays on
-    /// the search's branch.
+    /// the search's branch. Returns the paths that were written or removed.
     ///
     /// # Errors
     /// When the folder cannot be written.
-    pub fn show(&self, commit: Oid) -> Result<()> {
+    pub fn show(&self, commit: Oid) -> Result<Vec<String>> {
         let tree = self.workspace.repository.find_commit(commit)?.tree()?;
-        checkout::exactly(&self.workspace.repository, &tree, &self.folder)
+        let changed = checkout::exactly(&self.workspace.repository, &tree, &self.folder)
             .with_context(|| format!("cannot check out {commit} in {}", self.folder.display()))?;
         let mut index = self.own.index()?;
         index.read_tree(&tree)?;
-        index.write().context("cannot write the worktree's index")
+        index.write().context("cannot write the worktree's index")?;
+        Ok(changed.into_iter().map(|path| path.to_string_lossy().into_owned()).collect())
     }
 }
 

@@ -3,117 +3,115 @@
 
 #![allow(clippy::unwrap_used, reason = "the whole file is tests")]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod stand_ins;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use orchestrator::hold;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-use stand_ins::{RECIPE, Repository};
+use stand_ins::{Outcome, RECIPE, Repository, is_gone, wait_for};
 
-/// What only these tests ask.
-trait Killed {
-    fn start(&self, arguments: &[&str]) -> Child;
-    fn log(&self) -> PathBuf;
-    fn journal_lines(&self) -> usize;
-    fn outcome(&self) -> Vec<(u64, String, String, String)>;
-    fn check(&self, experiments: u64);
-}
+/// Rows of a search that is killed.
+const EXPERIMENTS: u64 = 7;
+const RUN: [&str; 6] = ["run", "nano", "--tag", "t", "--experiments", "7"];
 
-impl Killed for Repository {
-    fn start(&self, arguments: &[&str]) -> Child {
-        let log = fs::File::create(self.log()).unwrap();
-        self.command(arguments).stdout(Stdio::null()).stderr(log).spawn().unwrap()
-    }
-
-    /// What the last that was started said on stderr.
-    fn log(&self) -> PathBuf {
-        self.dir.path().join("stderr")
-    }
-
-    fn journal_lines(&self) -> usize {
-        let bytes = fs::read(self.run_folder().join("journal.jsonl")).unwrap_or_default();
-        bytes.iter().filter(|&&b| b == b'\n').count()
-    }
-
-    /// What must not depend on how often the search was killed.
-    fn outcome(&self) -> Vec<(u64, String, String, String)> {
-        let document = self.json(&["results", "--json"]);
-        let rows = document["experiments"].as_array().unwrap();
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        rows.iter()
-            .map(|row| {
-                let loss = row["evaluation"]["eval_loss"].to_string();
-                (row["experiment"].as_u64().unwrap(), text(&row["status"]), text(&row["description"]), loss)
-            })
-            .collect()
-    }
-
-    /// What must hold of every search that is over.
-    fn check(&self, experiments: u64) {
-        let rows = self.outcome();
-        assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), (1..=experiments).collect::<Vec<_>>());
-        let document = self.json(&["results", "--json"]);
-        let rows = document["experiments"].as_array().unwrap();
-        let kept: Vec<&Value> = rows.iter().filter(|row| row["status"] == "keep").collect();
-        let best = kept.last().unwrap();
-        assert_eq!(self.git(&["rev-parse", "refs/heads/autoresearch/t"]), best["commit"].as_str().unwrap());
-        for row in rows {
-            let number = row["experiment"].as_u64().unwrap();
-            let recorded = self.git(&["rev-parse", &format!("refs/autoresearch/t/{number}")]);
-            assert_eq!(recorded, row["commit"].as_str().unwrap());
-            let artifact = self.run_folder().join(format!("experiments/{number:04}/out/artifact.ternary"));
-            assert_eq!(artifact.exists(), row["status"] == "keep", "{number}");
-        }
-        let table = fs::read_to_string(self.root().join("results.tsv")).unwrap();
-        assert_eq!(table.lines().count() as u64, experiments + 1);
-        assert_eq!(self.git(&["status", "--porcelain"]), "?? results.tsv");
-        assert_eq!(self.git(&["symbolic-ref", "HEAD"]), "refs/heads/main");
-        self.git(&["fsck", "--strict"]);
-    }
-}
-
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < until, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+/// The search without a kill. It has a candidate that is kept, and one that is run again.
+fn reference() -> Outcome {
+    let reference = Repository::new();
+    reference.run(&RUN);
+    reference.check(EXPERIMENTS);
+    let outcome = reference.outcome();
+    let document = reference.json(&["results", "--json"]);
+    let rows = document["experiments"].as_array().unwrap();
+    assert!(rows[1..].iter().any(|row| row["status"] == "keep"), "{outcome:#?}");
+    assert!(rows.iter().any(|row| row["comparison"]["runs"].as_u64() > Some(1)), "{outcome:#?}");
+    outcome
 }
 
 #[test]
-fn a_search_that_is_killed_again_and_again_ends_like_one_that_is_not() {
-    let arguments = ["run", "nano", "--tag", "t", "--experiments", "6"];
-    let reference = Repository::new();
-    let out = reference.output(&arguments);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    reference.check(6);
-
-    let killed = Repository::new();
-    let mut kills = 0;
-    loop {
-        // Killed after one to nine more records, so at every kind of them.
-        let goal = killed.journal_lines() + 1 + kills * 7 % 9;
-        let mut child = killed.start(&arguments);
-        let mut ended = None;
-        wait_for("the journal to grow", || {
-            ended = child.try_wait().unwrap();
-            ended.is_some() || killed.journal_lines() >= goal
-        });
-        if let Some(status) = ended {
-            assert!(status.success(), "{status}: {}", fs::read_to_string(killed.log()).unwrap());
-            break;
+fn killed_at_every_named_point_it_ends_like_a_search_that_is_not() {
+    let reference = reference();
+    let next = AtomicUsize::new(0);
+    // Each point at its first passing, and at a later one, when there is a past to lose.
+    let cases: Vec<(&str, u64)> = hold::POINTS.iter().flat_map(|&point| [(point, 1), (point, 3)]).collect();
+    let work = || {
+        let mut held = Vec::new();
+        while let Some(&(point, nth)) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
+            let repository = Repository::new();
+            let file = repository.dir.path().join("held");
+            let hold = format!("{point}:{nth}:{}", file.display());
+            let mut child = repository.start(&RUN, &[(hold::VARIABLE, &hold)]);
+            let mut ended = None;
+            wait_for(point, || {
+                ended = child.try_wait().unwrap();
+                ended.is_some() || file.exists()
+            });
+            if ended.is_none() {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                repository.wait_for_silence();
+                held.push((point, nth));
+                repository.run(&RUN);
+            }
+            assert_eq!(repository.outcome(), reference, "{point}, {nth}");
+            repository.check(EXPERIMENTS);
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += 1;
+        held
+    };
+    let held: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    for point in hold::POINTS {
+        assert!(held.contains(&(point, 1)), "{point} is never passed");
     }
-    assert!(kills > 5, "{kills}");
-    assert_eq!(killed.outcome(), reference.outcome());
-    killed.check(6);
+    assert!(held.len() >= hold::POINTS.len() + 15, "{held:?}");
+}
+
+/// `cargo test --release -p orchestrator --test killed -- --ignored --nocapture`
+#[test]
+#[ignore = "takes minutes: a command of its own"]
+fn five_hundred_kills_at_random_times() {
+    const KILLS: u64 = 500;
+    let mut random = Random(1);
+    let (mut kills, mut searches) = (0, 0);
+    let reference = reference();
+    while kills < KILLS {
+        let repository = Repository::new();
+        searches += 1;
+        loop {
+            let mut child = repository.start(&RUN, &[]);
+            // From before its first act to several experiments later.
+            std::thread::sleep(Duration::from_micros(random.below(400_000)));
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success(), "{status}: {}", fs::read_to_string(repository.log()).unwrap());
+                break;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+            repository.wait_for_silence();
+        }
+        assert_eq!(repository.outcome(), reference, "after {kills} kills");
+        repository.check(EXPERIMENTS);
+    }
+    println!("{kills} kills in {searches} searches of {EXPERIMENTS} experiments: each ended as without them");
+}
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
+    }
 }
 
 #[test]
@@ -131,8 +129,7 @@ fn ctrl_c_stops_gently_and_the_experiment_is_done_again_under_its_number() {
 
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    let trainer = fs::read_to_string(&hangs).unwrap();
-    assert!(!Path::new("/proc").join(trainer.trim()).exists());
+    assert!(is_gone(&hangs));
     let status = repository.json(&["status", "--json"]);
     assert_eq!((&status["running"], &status["stopped"]), (&false.into(), &"interrupted".into()));
     assert_eq!(status["experiments"], 0);

@@ -8,12 +8,13 @@ use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use super::confine::{enforced, toolchain_folder, unconfined};
-use super::{Step, oid};
+use super::{Broken, oid};
 use crate::child::{self, End, Task};
 use crate::files;
+use crate::hold;
 use crate::layout::{RECIPE, Run};
 use crate::ledger::{Built, Proposed, Status};
 use crate::search::Search;
@@ -27,15 +28,16 @@ const WAIT: Duration = Duration::from_millis(100);
 
 impl Search<'_> {
     /// From the candidate's commit to a trainer in the experiment's folder.
-    pub(super) fn build(&self, run: Run, proposed: &Proposed) -> Result<Step<Built>> {
+    pub(super) fn build(&self, run: Run, proposed: &Proposed) -> Result<Built, Broken> {
         let commit = oid(&proposed.commit)?;
         if let Some(parent) = &proposed.parent
             && let Err(refused) = self.workspace.check_one_file(commit, oid(parent)?)
         {
-            return Ok(Step::Failed(Status::Invalid, refused.to_string()));
+            return Err(Broken::Failed(Status::Invalid, refused.to_string()));
         }
-        self.worktree.show(commit)?;
-        let Some(_alone) = self.freshen()? else { return Ok(Step::Interrupted) };
+        self.show_candidate(commit)?;
+        hold::at("worktree-shown");
+        let Some(_alone) = self.freshen()? else { return Err(Broken::Interrupted("building")) };
         let folder = self.layout.folder(run);
         let log = folder.join("build.log");
         let target = self.layout.run().join("target");
@@ -66,26 +68,28 @@ impl Search<'_> {
         let finished = self.runner.run(&task, |elapsed| bar.tick(elapsed))?;
         let reason = match finished.end {
             End::Exited(0) => {
+                hold::at("trainer-compiled");
                 let trainer = folder.join("trainer");
                 let trainer_sha256 = files::copy(&target.join("release").join("trainer"), &trainer)
                     .with_context(|| format!("cannot copy the built trainer to {}", trainer.display()))?;
-                return Ok(Step::Next(Built {
+                hold::at("trainer-copied");
+                return Ok(Built {
                     experiment: proposed.experiment,
                     seconds: finished.elapsed.as_secs_f64(),
                     trainer_sha256,
                     sandbox: confined.as_ref().and_then(enforced),
-                }));
+                });
             }
-            End::Interrupted => return Ok(Step::Interrupted),
+            End::Interrupted => return Err(Broken::Interrupted("building")),
             End::Overflowed => "wrote more than a build may".into(),
-            End::TimedOut => return Ok(Step::Failed(Status::Timeout, "the build took too long".into())),
+            End::TimedOut => return Err(Broken::Failed(Status::Timeout, "the build took too long".into())),
             End::Exited(code) if unconfined(code, confined.as_ref()) => {
-                bail!("the build could not be confined: {}", child::last_lines(&log, 2))
+                return Err(anyhow!("the build could not be confined: {}", child::last_lines(&log, 2)).into());
             }
             End::Exited(_) => first_error(&fs::read_to_string(&log).unwrap_or_default()),
             End::Killed(signal) => format!("the compiler was killed by signal {signal}"),
         };
-        Ok(Step::Failed(Status::Crash, format!("does not build: {reason}")))
+        Err(Broken::Failed(Status::Crash, format!("does not build: {reason}")))
     }
 }
 

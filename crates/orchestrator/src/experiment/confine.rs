@@ -80,11 +80,11 @@ const MEMORY_PERCENT: u64 = 90;
 
 impl Search<'_> {
     /// How the trainer of an experiment is confined: it reads what it trains on, and writes its own `out`.
-    pub(super) fn confine_training(&self, run: Run) -> Result<Confined> {
-        let (folder, out) = (self.layout.folder(run), self.layout.out(run));
+    pub(super) fn confine_training(&self, run: Run, trainer: &Path) -> Result<Confined> {
+        let out = self.layout.out(run);
         let text = self.data.join("text");
         let mut read = system(&self.layout.root);
-        read.extend([folder.join("trainer"), self.layout.campaign_copy()]);
+        read.extend([trainer.to_owned(), self.layout.campaign_copy()]);
         read.extend(["prepared.json", "tokenizer.json", "base"].map(|name| self.data.join(name)));
         read.extend(["manifest.json", "token_bytes.u16"].map(|name| text.join(name)));
         // Not `select` and `report`: what decides and what is reported is for the evaluator.

@@ -7,11 +7,12 @@ use anyhow::{Context, anyhow};
 use corpus::Part;
 use serde::Deserialize;
 
-use super::Step;
+use super::{Broken, handed_over};
 use crate::child::{self, End, Task};
 use crate::error::Failure;
+use crate::hold;
 use crate::layout::Run;
-use crate::ledger::{Evaluation, Event, Reported, Row, Status};
+use crate::ledger::{Evaluation, Event, Reported, Status};
 use crate::search::Search;
 
 /// The evaluator's exit code for an artifact that breaks the campaign's constraints.
@@ -52,6 +53,8 @@ struct Figures {
     q_pos1: Option<f64>,
     #[serde(default)]
     seconds: f64,
+    #[serde(default)]
+    window_losses: Vec<f32>,
 }
 
 impl Figures {
@@ -66,13 +69,14 @@ impl Figures {
             bits_per_weight: finite(self.bits_per_weight)?,
             shares: [self.q_neg1, self.q_zero, self.q_pos1].map(|share| share.unwrap_or(0.0)),
             seconds: self.seconds,
+            windows: self.window_losses.clone(),
         })
     }
 }
 
 impl Search<'_> {
     /// Measures once; the figures also stay as a file beside what was measured.
-    pub(super) fn evaluate(&self, subject: Subject, part: Part) -> Result<Step<Evaluation>, Failure> {
+    pub(super) fn evaluate(&self, subject: Subject, part: Part) -> Result<Evaluation, Broken> {
         self.check_pins()?;
         let part_name = match part {
             Part::Train => "train",
@@ -116,25 +120,28 @@ impl Search<'_> {
         match finished.end {
             End::Exited(0) => {
                 let Some(evaluation) = figures()?.evaluation(part) else {
-                    return Ok(Step::Failed(Status::Invalid, "its loss is not a number".into()));
+                    return Err(Broken::Failed(Status::Invalid, "its loss is not a number".into()));
                 };
-                Ok(Step::Next(evaluation))
+                Ok(evaluation)
             }
             End::Exited(INVALID) => {
                 let reason = figures().ok().and_then(|f| f.invalid);
-                Ok(Step::Failed(Status::Invalid, reason.unwrap_or_else(|| child::last_lines(&log, 1))))
+                Err(Broken::Failed(Status::Invalid, reason.unwrap_or_else(|| child::last_lines(&log, 1))))
             }
-            End::Interrupted => Ok(Step::Interrupted),
+            End::Interrupted => Err(Broken::Interrupted("evaluating")),
             // Its own way of saying that it could not measure at all, which is not the candidate's fault.
-            End::Exited(code) if code == 1 || code == i32::from(sandbox::FAILED) => Err(Failure::Other(anyhow!(
+            End::Exited(code) if code == 1 || code == i32::from(sandbox::FAILED) => Err(anyhow!(
                 "the evaluator could not measure {what}; its output is in {}:\n{}\nafter mending that, run again: \
                  the experiment goes on from here",
                 log.display(),
                 child::last_lines(&log, 6)
-            ))),
-            End::Exited(code) => Ok(Step::Failed(Status::Crash, format!("evaluation failed with code {code}"))),
-            End::Killed(signal) => Ok(Step::Failed(Status::Crash, format!("evaluation was killed by signal {signal}"))),
-            End::TimedOut | End::Overflowed => Ok(Step::Failed(Status::Timeout, "evaluation took too long".into())),
+            )
+            .into()),
+            End::Exited(code) => Err(Broken::Failed(Status::Crash, format!("evaluation failed with code {code}"))),
+            End::Killed(signal) => {
+                Err(Broken::Failed(Status::Crash, format!("evaluation was killed by signal {signal}")))
+            }
+            End::TimedOut | End::Overflowed => Err(Broken::Failed(Status::Timeout, "evaluation took too long".into())),
         }
     }
 
@@ -143,37 +150,50 @@ impl Search<'_> {
         if self.campaign.model.base.is_none() || self.state.floor.is_some() {
             return Ok(true);
         }
-        match self.evaluate(Subject::Base, Part::Select)? {
-            Step::Next(floor) => {
+        match self.evaluate(Subject::Base, Part::Select) {
+            Ok(floor) => {
                 self.printer.line(&format!("full-precision parent: ppl {:.6} on select", floor.eval_ppl));
                 self.write(Event::Floor(floor))?;
                 Ok(true)
             }
-            Step::Interrupted => Ok(false),
-            Step::Failed(_, reason) => {
+            Err(Broken::Interrupted(_)) => Ok(false),
+            Err(Broken::Cannot(failure)) => Err(failure),
+            Err(Broken::Failed(_, reason)) => {
                 Err(Failure::Other(anyhow!("the full-precision parent could not be measured: {reason}")))
             }
         }
     }
 
-    /// Measures what has no final figure yet: baseline, incumbent, and the parent where there is one. False when
-    /// interrupted.
+    /// Measures what has no final figure yet: the full-precision parent where there is one, and of the baseline and
+    /// every kept experiment the artifact and those of its fresh runs. False when interrupted.
     pub fn measure_report(&mut self) -> Result<bool, Failure> {
-        let mut wanted: Vec<Option<u64>> = Vec::new();
+        let mut wanted: Vec<(Option<u64>, Option<u64>)> = Vec::new();
         if self.campaign.model.base.is_some() {
-            wanted.push(None);
+            wanted.push((None, None));
         }
-        wanted.extend(self.state.baseline().map(|row| Some(row.experiment)));
-        wanted.extend(self.state.incumbent().map(|row: &Row| Some(row.experiment)));
-        for experiment in wanted {
-            if self.state.reported.contains_key(&experiment) {
+        for row in self.state.rows.iter().filter(|row| row.status == Status::Keep) {
+            wanted.push((Some(row.experiment), None));
+            wanted.extend(self.state.fresh(row).map(|replicate| (Some(row.experiment), Some(replicate.number))));
+        }
+        for (experiment, replicate) in wanted {
+            if self.state.reported.contains_key(&(experiment, replicate)) {
                 continue;
             }
-            let subject = experiment.map_or(Subject::Base, |number| Subject::Run(Run::Experiment(number)));
-            match self.evaluate(subject, Part::Report)? {
-                Step::Next(evaluation) => self.write(Event::Reported(Reported { experiment, evaluation }))?,
-                Step::Interrupted => return Ok(false),
-                Step::Failed(_, reason) => {
+            let run = replicate.map(Run::Replicate).or(experiment.map(Run::Experiment));
+            if run.is_some_and(|run| !handed_over(self, run)) {
+                tracing::warn!(?run, "its artifact is gone, so it has no final figure");
+                continue;
+            }
+            let subject = run.map_or(Subject::Base, Subject::Run);
+            match self.evaluate(subject, Part::Report) {
+                Ok(evaluation) => {
+                    hold::at("report-over");
+                    self.write(Event::Reported(Reported { experiment, replicate, evaluation }))?;
+                    hold::at("report-written");
+                }
+                Err(Broken::Interrupted(_)) => return Ok(false),
+                Err(Broken::Cannot(failure)) => return Err(failure),
+                Err(Broken::Failed(_, reason)) => {
                     return Err(Failure::Other(anyhow!("no final figure of {subject:?}: {reason}")));
                 }
             }

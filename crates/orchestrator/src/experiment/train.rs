@@ -4,11 +4,11 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
 use super::confine::{enforced, unconfined};
-use super::{Step, handed_over};
+use super::{Broken, Trainer, handed_over};
 use crate::child::{self, End, Task};
 use crate::files;
 use crate::layout::Run;
@@ -31,20 +31,21 @@ struct Summary {
 }
 
 impl Search<'_> {
-    /// From the trainer in the experiment's folder to an artifact.
-    pub(super) fn train(&self, run: Run, proposed: &Proposed) -> Result<Step<Trained>> {
+    /// From a built trainer to an artifact.
+    pub(super) fn train(&self, run: Run, trainer: &Trainer, proposed: &Proposed) -> Result<Trained, Broken> {
+        self.check_trainer(trainer)?;
         let folder = self.layout.folder(run);
         let log = folder.join("run.log");
         let out = self.layout.out(run);
         let budget = &self.campaign.budget;
-        let limit = Duration::try_from_secs_f64(budget.hard_limit_seconds)?;
-        let grace = Duration::try_from_secs_f64(budget.grace_seconds)?;
-        let mut task = Task::new(folder.join("trainer"), &folder, log.clone(), limit, grace)
+        let limit = Duration::try_from_secs_f64(budget.hard_limit_seconds).context("budget.hard_limit_seconds")?;
+        let grace = Duration::try_from_secs_f64(budget.grace_seconds).context("budget.grace_seconds")?;
+        let mut task = Task::new(&trainer.path, &folder, log.clone(), limit, grace)
             .flag("--campaign", self.layout.campaign_copy())
             .flag("--data", &self.data)
             .flag("--out", &out)
             .flag("--seed", proposed.seed.to_string());
-        let confined = self.sandboxed().then(|| self.confine_training(run)).transpose()?;
+        let confined = self.sandboxed().then(|| self.confine_training(run, &trainer.path)).transpose()?;
         task = self.machine(task).env("TMPDIR", &out).confined(confined.clone());
         let bar = self.printer.bar(format!("{run} training"));
         let finished = self.runner.run(&task, |elapsed| {
@@ -66,20 +67,20 @@ impl Search<'_> {
         drop(bar);
         let said = || child::last_lines(&log, 1);
         let reason = match finished.end {
-            End::Interrupted => return Ok(Step::Interrupted),
+            End::Interrupted => return Err(Broken::Interrupted("training")),
             End::TimedOut => {
                 let reason = format!("stopped at the hard limit of {} s", budget.hard_limit_seconds);
-                return Ok(Step::Failed(Status::Timeout, reason));
+                return Err(Broken::Failed(Status::Timeout, reason));
             }
             End::Overflowed => "wrote more than an experiment may".into(),
             End::Exited(code) if unconfined(code, confined.as_ref()) => {
-                bail!("the trainer could not be confined: {}", child::last_lines(&log, 2))
+                return Err(anyhow!("the trainer could not be confined: {}", child::last_lines(&log, 2)).into());
             }
             End::Exited(0) => match read_summary(&out.join("summary.json")) {
                 Ok(summary) if summary.status == "terminated" => "ended early by a signal from outside".into(),
                 Ok(_) if !handed_over(self, run) => "left no artifact".into(),
                 Ok(summary) => {
-                    return Ok(Step::Next(Trained {
+                    return Ok(Trained {
                         experiment: proposed.experiment,
                         train_s: summary.training_seconds,
                         wall_s: finished.elapsed.as_secs_f64(),
@@ -87,7 +88,7 @@ impl Search<'_> {
                         tokens: summary.tokens,
                         memory: finished.memory,
                         sandbox: confined.as_ref().and_then(enforced),
-                    }));
+                    });
                 }
                 Err(e) => format!("left no summary: {e:#}"),
             },
@@ -96,7 +97,7 @@ impl Search<'_> {
             End::Killed(9) => "trainer was killed, probably for want of memory".into(),
             End::Killed(signal) => format!("trainer was killed by signal {signal}"),
         };
-        Ok(Step::Failed(Status::Crash, reason))
+        Err(Broken::Failed(Status::Crash, reason))
     }
 }
 

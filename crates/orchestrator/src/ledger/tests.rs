@@ -39,6 +39,7 @@ fn evaluation(eval_loss: f64) -> Evaluation {
         bits_per_weight: 1.7,
         shares: [0.3, 0.4, 0.3],
         seconds: 1.0,
+        windows: vec![eval_loss as f32; 2],
     }
 }
 
@@ -63,6 +64,7 @@ fn ended(experiment: u64, status: Status) -> Event {
         agent: "search".into(),
         seed: 0,
         gain: None,
+        comparison: None,
         evaluation: None,
         trained: None,
         finished_at: String::new(),
@@ -167,42 +169,73 @@ proptest! {
     }
 }
 
+/// A row that was kept or discarded after `runs` runs, with this loss in the first.
+fn with_loss(experiment: u64, status: Status, loss: f64, runs: usize) -> Event {
+    let Event::Ended(row) = ended(experiment, status) else { unreachable!() };
+    let comparison = Comparison { gain: 0.1, error: 0.1, half_interval: None, p: 0.1, runs, incumbent_runs: 2 };
+    let changed = experiment > 1;
+    Event::Ended(Row {
+        parent: changed.then(|| format!("{:040}", 1)),
+        comparison: changed.then_some(comparison),
+        evaluation: Some(evaluation(loss)),
+        ..row
+    })
+}
+
 #[test]
-fn noise_is_pooled_over_the_commits_that_were_replicated() {
-    let with_loss = |experiment, status, loss| match ended(experiment, status) {
-        Event::Ended(row) => Event::Ended(Row { evaluation: Some(evaluation(loss)), ..row }),
-        other => other,
-    };
-    let mut events = vec![
-        proposed(1),
-        with_loss(1, Status::Keep, 3.0),
-        proposed(2),
-        with_loss(2, Status::Discard, 4.0),
-        replicated(1, 1, 3.2),
-    ];
-    assert_eq!(state(&events[..4]).unwrap().noise(), None);
+fn noise_is_pooled_and_a_first_run_that_chose_itself_is_no_part_of_it() {
+    let mut events = vec![proposed(1), with_loss(1, Status::Keep, 3.0, 1)];
+    assert_eq!(state(&events).unwrap().noise(), None);
+    events.push(replicated(1, 1, 3.2));
     let noise = state(&events).unwrap().noise().unwrap();
     // Two losses 0.2 apart: the standard deviation is 0.2/√2, with one degree of freedom.
-    assert!((noise.sd - 0.2 / 2f64.sqrt()).abs() < 1e-12 && noise.runs == 2);
+    assert!((noise.sd - 0.2 / 2f64.sqrt()).abs() < 1e-12 && noise.freedom == 1);
     assert!((noise.error - noise.sd / 2f64.sqrt()).abs() < 1e-12);
-    events.push(replicated(2, 2, 4.0));
+    // The first run of the second, 1.0, was so good that it was run again.
+    events.extend([proposed(2), replicated(2, 2, 4.0), replicated(3, 2, 4.0), with_loss(2, Status::Discard, 1.0, 3)]);
     let noise = state(&events).unwrap().noise().unwrap();
-    assert!((noise.sd - 0.1).abs() < 1e-12 && noise.runs == 4, "{noise:?}");
-    events.push(replicated(4, 2, 4.0));
-    assert!(state(&events).is_err());
+    assert!((noise.sd - 0.1).abs() < 1e-12 && noise.freedom == 2, "{noise:?}");
+    events.push(replicated(5, 2, 4.0));
+    assert!(state(&events).is_err(), "the fourth comes next");
+}
+
+#[test]
+fn the_bar_is_what_did_not_select() {
+    let bar = |events: &[Event]| {
+        let state = state(events).unwrap();
+        state.bar(state.incumbent().unwrap()).iter().map(|run| run.eval_loss).collect::<Vec<_>>()
+    };
+    let mut events = vec![proposed(1), with_loss(1, Status::Keep, 3.0, 1)];
+    assert_eq!(bar(&events), [3.0]);
+    events.push(replicated(1, 1, 3.2));
+    assert_eq!(bar(&events), [3.0, 3.2], "nobody chose the baseline");
+    events.extend([proposed(2), replicated(2, 2, 2.0), replicated(3, 2, 2.1), with_loss(2, Status::Keep, 1.9, 3)]);
+    assert_eq!(bar(&events), [1.9], "nothing fresh yet");
+    events.extend([replicated(4, 2, 2.4), replicated(5, 2, 2.5)]);
+    assert_eq!(bar(&events), [2.4, 2.5]);
+    let state = state(&events).unwrap();
+    assert_eq!((state.next_seed(2), state.next_seed(1), state.next_seed(3)), (5, 2, 1));
+}
+
+#[test]
+fn recipes_are_compared_window_by_window() {
+    let run = |eval_loss: f64, windows: [f32; 2]| Evaluation { windows: windows.to_vec(), ..evaluation(eval_loss) };
+    let (one, other) = (run(3.0, [1.0, 5.0]), run(3.2, [1.4, 5.0]));
+    let candidate = run(2.9, [1.1, 4.9]);
+    let noise = Noise::pooled([&[3.0, 3.2][..]]);
+    let found = compare(&[&one, &other], &[&candidate], noise);
+    assert!((found.gain - 0.2).abs() < 1e-12 && (found.runs, found.incumbent_runs) == (1, 2));
+    // The incumbent's windows are 1.2 and 5.0 on average: both differ by 0.1 from the candidate's.
+    assert!((found.error - noise.unwrap().sd * 1.5f64.sqrt()).abs() < 1e-6, "{found:?}");
 }
 
 #[test]
 fn a_measured_experiment_is_found_by_its_names() {
-    let with_loss = |experiment, status| match ended(experiment, status) {
-        Event::Ended(row) => Event::Ended(Row { evaluation: Some(evaluation(3.0)), ..row }),
-        other => other,
-    };
     let events = [
         proposed(1),
-        with_loss(1, Status::Keep),
+        with_loss(1, Status::Keep, 3.0, 1),
         proposed(2),
-        with_loss(2, Status::Keep),
+        with_loss(2, Status::Keep, 3.0, 1),
         proposed(3),
         ended(3, Status::Crash),
     ];

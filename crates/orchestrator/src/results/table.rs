@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::kept::{Kept, kept};
 use super::{description, short};
 use crate::layout::Layout;
-use crate::ledger::{Evaluation, Noise, Replicate, Row, State, Status};
+use crate::ledger::{Evaluation, Replicate, Row, State, Status};
+use crate::verdict::{Comparison, Noise};
 
 /// One experiment in one line, as `run` prints it.
 pub fn line(row: &Row) -> String {
@@ -66,21 +68,41 @@ pub fn summary(state: &State) -> Vec<String> {
     if let Some(spread) = state.noise() {
         lines.push(noise(&spread, best));
     }
-    let reported = |row: &Row| state.reported.get(&Some(row.experiment));
+    let reported = |row: &Row| state.reported.get(&(Some(row.experiment), None));
     if let (Some(first), Some(now)) = (reported(baseline), reported(best)) {
-        lines.push(figures("report", first, best, now, state.reported.get(&None)));
+        lines.push(figures("report", first, best, now, state.reported.get(&(None, None))));
     }
+    lines.extend(kept(state).iter().filter_map(gains));
     lines
+}
+
+/// What a kept experiment gained over the baseline, from runs that had no part in its being kept.
+fn gains(kept: &Kept) -> Option<String> {
+    let select = kept.select.as_ref()?;
+    let report = kept.report.as_ref().map_or_else(
+        || "; report is not measured yet".to_owned(),
+        |report| format!("; on report {} (ppl {:.6})", interval(report), kept.report_ppl.unwrap_or(f64::NAN)),
+    );
+    let won = kept.won_by.map_or_else(String::new, |gain| format!(" was kept by {gain:+.6} nats;"));
+    let (number, commit) = (kept.experiment, short(kept.commit));
+    Some(format!("#{number} {commit}{won} over the baseline on select {}{report}", interval(select)))
+}
+
+/// A gain with its 95 % interval, and the runs that it is taken from.
+fn interval(gain: &Comparison) -> String {
+    let around = gain.half_interval.map_or_else(String::new, |half| format!(" ± {half:.6}"));
+    format!("{:+.6}{around} ({} and {} runs)", gain.gain, gain.incumbent_runs, gain.runs)
 }
 
 /// The noise in one line, in the loss's unit and in the metric's at a row.
 pub fn noise(noise: &Noise, row: &Row) -> String {
     let ppl = row.evaluation.as_ref().map_or(f64::NAN, |evaluation| evaluation.eval_ppl);
     format!(
-        "run-to-run noise: {:.6} ± {:.6} nats (standard deviation of {} runs), about {:.6} of perplexity {ppl:.6}",
+        "run-to-run noise: {:.6} ± {:.6} nats (standard deviation, {} degrees of freedom), about {:.6} of perplexity \
+         {ppl:.6}",
         noise.sd,
         noise.error,
-        noise.runs,
+        noise.freedom,
         ppl * noise.sd,
     )
 }
@@ -89,7 +111,7 @@ fn figures(part: &str, baseline: &Evaluation, best: &Row, now: &Evaluation, floo
     let change = (now.eval_ppl / baseline.eval_ppl - 1.0) * 100.0;
     let floor = floor.map_or_else(String::new, |f| format!("; full precision {:.6}", f.eval_ppl));
     format!(
-        "{part}: baseline ppl {:.6}, best {:.6} (#{} {}, {change:+.2} %, {:+.6} nats gained){floor}",
+        "{part}: baseline ppl {:.6}, best {:.6} (#{} {}, {change:+.2} %, {:+.6} nats, first runs){floor}",
         baseline.eval_ppl,
         now.eval_ppl,
         best.experiment,
@@ -115,19 +137,26 @@ pub struct Document<'a> {
     replicates: &'a [Replicate],
     /// What they say of the noise.
     noise: Option<Noise>,
+    /// What each kept experiment gained over the baseline, with intervals.
+    kept: Vec<Kept<'a>>,
 }
 
 /// A final figure; the full-precision parent has no experiment.
 #[derive(Debug, Serialize)]
 struct Final<'a> {
     experiment: Option<u64>,
+    replicate: Option<u64>,
     evaluation: &'a Evaluation,
 }
 
 impl<'a> Document<'a> {
     /// The view of a state.
     pub fn of(layout: &'a Layout, state: &'a State) -> Self {
-        let report = state.reported.iter().map(|(&experiment, evaluation)| Final { experiment, evaluation });
+        let report = state.reported.iter().map(|(&(experiment, replicate), evaluation)| Final {
+            experiment,
+            replicate,
+            evaluation,
+        });
         Self {
             campaign: &layout.name,
             tag: &layout.tag,
@@ -136,6 +165,7 @@ impl<'a> Document<'a> {
             report: report.collect(),
             replicates: &state.replicates,
             noise: state.noise(),
+            kept: kept(state),
         }
     }
 }

@@ -6,6 +6,7 @@ use corpus::Part;
 
 use super::*;
 use crate::ledger::{Evaluation, Trained};
+use crate::verdict::Comparison;
 
 fn row(experiment: u64, status: Status) -> Row {
     let measured = matches!(status, Status::Keep | Status::Discard);
@@ -19,6 +20,14 @@ fn row(experiment: u64, status: Status) -> Row {
         agent: "search".into(),
         seed: 7,
         gain: measured.then_some(0.0125),
+        comparison: (measured && experiment > 1).then_some(Comparison {
+            gain: 0.0125,
+            error: 0.004,
+            half_interval: Some(0.008),
+            p: 0.003,
+            runs: 3,
+            incumbent_runs: 5,
+        }),
         evaluation: measured.then_some(Evaluation {
             part: Part::Select,
             eval_loss: 3.0,
@@ -28,6 +37,7 @@ fn row(experiment: u64, status: Status) -> Row {
             bits_per_weight: 1.85,
             shares: [0.3, 0.4, 0.3],
             seconds: 1.0,
+            windows: vec![3.0; 4],
         }),
         trained: measured.then_some(Trained {
             experiment,
@@ -46,18 +56,20 @@ fn row(experiment: u64, status: Status) -> Row {
 fn columns_and_formats() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("results.tsv");
-    write(&path, "t", &[row(1, Status::Keep), row(2, Status::Crash)]).unwrap();
+    write(&path, "t", &[row(1, Status::Keep), row(2, Status::Crash), row(3, Status::Discard)]).unwrap();
     let text = fs::read_to_string(&path).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines,
         [
             "commit\teval_ppl\tmemory_gb\tstatus\tdescription\texperiment\tcampaign\tparent\tagent\tgain\teval_bpb\t\
-             bits_per_weight\ttrain_s\tsteps\ttokens\tq_neg1\tq_zero\tq_pos1\tseed\tfinished_at",
+             bits_per_weight\ttrain_s\tsteps\ttokens\tq_neg1\tq_zero\tq_pos1\tseed\tfinished_at\tgain_se\truns",
             "0000000\t20.085537\t1.2\tkeep\tlearning_rate = 0.001\t1\tt\t\tsearch\t0.012500\t1.234568\t1.8500\t60.0\t\
-             500\t1000000\t0.300000\t0.400000\t0.300000\t7\t2026-01-01T00:00:01Z",
+             500\t1000000\t0.300000\t0.400000\t0.300000\t7\t2026-01-01T00:00:01Z\t\t1",
             "0000000\t0.000000\t0.0\tcrash\tlearning_rate = 0.001 (diverged: loss NaN)\t2\tt\tabcdef0\tsearch\t\t\t\t\t\
-             \t\t\t\t\t7\t2026-01-01T00:00:02Z",
+             \t\t\t\t\t7\t2026-01-01T00:00:02Z\t\t",
+            "0000000\t20.085537\t1.2\tdiscard\tlearning_rate = 0.001\t3\tt\tabcdef0\tsearch\t0.012500\t1.234568\t1.8500\t\
+             60.0\t500\t1000000\t0.300000\t0.400000\t0.300000\t7\t2026-01-01T00:00:03Z\t0.004000\t3",
         ]
     );
 }
@@ -78,6 +90,20 @@ fn rows_of_a_search_are_rebuilt_and_others_stay() {
     assert_eq!(tags(&path), [pair("b", "1"), pair("a", "2")]);
     assert!(has_tag(dir.path(), "a").unwrap() && !has_tag(dir.path(), "c").unwrap());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn rows_from_before_the_last_columns_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.tsv");
+    write(&path, "a", &[row(1, Status::Keep)]).unwrap();
+    let shortened = |line: &str| line.split('\t').take(OLDEST_COLUMNS).collect::<Vec<_>>().join("\t") + "\n";
+    let old: String = fs::read_to_string(&path).unwrap().lines().map(shortened).collect();
+    fs::write(&path, old).unwrap();
+    write(&path, "b", &[row(3, Status::Discard)]).unwrap();
+    let records = read(&path).unwrap();
+    assert_eq!((&records[0][CAMPAIGN], &records[0][20], &records[0][21]), ("a", "", ""));
+    assert_eq!((&records[1][CAMPAIGN], &records[1][21]), ("b", "3"));
 }
 
 #[test]

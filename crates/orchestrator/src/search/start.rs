@@ -10,8 +10,9 @@ use campaign::{AgentKind, Campaign};
 use super::{Options, Search, Stop, lock, resumed};
 use crate::child::Interrupts;
 use crate::error::Failure;
-use crate::experiment::Turn;
+use crate::experiment::{Broken, Turn};
 use crate::files;
+use crate::hold;
 use crate::journal::{self, Journal};
 use crate::layout::{self, Layout};
 use crate::ledger::{Event, Started, State, agent_name};
@@ -94,6 +95,7 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
         }
     };
     search.write(Event::Stopped { reason: reason.clone() })?;
+    hold::at("stop-written");
     search.printer.line(&format!("stopped: {reason}"));
     let state = &search.state;
     for line in results::summary(state) {
@@ -145,12 +147,17 @@ pub fn replicate(root: &Path, layout: &Layout, options: &Options, name: &str, ru
             hint: "`orchestrator results` lists them by number and commit".into(),
         })?;
         for _ in 0..runs {
-            // The search's own seed is the first; each replicate of a commit takes the next.
-            let before = search.state.replicates.iter().filter(|replicate| replicate.commit == row.commit).count();
-            let seed = search.seed.wrapping_add(1 + before as u64);
-            if search.runner.interrupted() || !search.replicate(&row, seed)? {
+            if search.runner.interrupted() {
                 return Err(Failure::Interrupted);
             }
+            let log = search.layout.run().join("replicates");
+            search.rerun(row.experiment, "was asked to").map_err(|broken| match broken {
+                Broken::Cannot(failure) => failure,
+                Broken::Interrupted(_) => Failure::Interrupted,
+                Broken::Failed(_, reason) => {
+                    Failure::Other(anyhow!("it failed with another seed: {reason} (logs are in {})", log.display()))
+                }
+            })?;
         }
         if let Some(noise) = search.state.noise() {
             search.printer.line(&results::noise(&noise, &row));
@@ -288,10 +295,12 @@ fn begin(layout: &Layout, file: &Path, workspace: &Workspace, ready: &Ready, opt
         .into(),
         compiler: status::compiler(&layout.root),
     };
+    hold::at("search-pinned");
     let (mut journal, records) = Journal::open(&layout.journal())?;
     if records.is_empty() {
         journal.append(Event::Started(started))?;
     }
+    hold::at("search-started");
     Ok(())
 }
 

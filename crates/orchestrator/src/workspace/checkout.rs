@@ -1,4 +1,4 @@
-//! Makes a folder hold exactly the files of a tree.
+//! Makes a folder hold exactly the files of a tree, and says what it had to change.
 //!
 //! git's own checkout trusts sizes and times of files that it wrote before, and filters line ends. Here every file is
 //! compared by the hash of its bytes, because code that ran beside them may have changed them; files that are right
@@ -15,7 +15,7 @@ use git2::{ObjectType, Oid, Repository, Tree, TreeWalkMode, TreeWalkResult};
 const EXECUTABLE: i32 = 0o100_755;
 const LINK: i32 = 0o120_000;
 
-pub(super) fn exactly(repository: &Repository, tree: &Tree, folder: &Path) -> Result<()> {
+pub(super) fn exactly(repository: &Repository, tree: &Tree, folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<(PathBuf, Oid, i32)> = Vec::new();
     let mut strange = None;
     tree.walk(TreeWalkMode::PreOrder, |parent, entry| {
@@ -39,18 +39,20 @@ pub(super) fn exactly(repository: &Repository, tree: &Tree, folder: &Path) -> Re
     for (path, ..) in &files {
         wanted.extend(path.ancestors().map(Path::to_owned));
     }
-    remove_others(folder, Path::new(""), &wanted)?;
+    let mut changed = Vec::new();
+    remove_others(folder, Path::new(""), &wanted, &mut changed)?;
     for (path, id, mode) in &files {
         let file = folder.join(path);
         if !is(&file, *id, *mode) {
             write(repository, &file, *id, *mode).with_context(|| format!("cannot write {}", file.display()))?;
+            changed.push(path.clone());
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Removes what is not wanted; `at` is relative to the folder. `.git` at the top is git's.
-fn remove_others(folder: &Path, at: &Path, wanted: &BTreeSet<PathBuf>) -> Result<()> {
+fn remove_others(folder: &Path, at: &Path, wanted: &BTreeSet<PathBuf>, removed: &mut Vec<PathBuf>) -> Result<()> {
     let here = folder.join(at);
     for entry in fs::read_dir(&here).with_context(|| format!("cannot list {}", here.display()))? {
         let entry = entry?;
@@ -61,10 +63,11 @@ fn remove_others(folder: &Path, at: &Path, wanted: &BTreeSet<PathBuf>) -> Result
         let is_folder = entry.file_type()?.is_dir();
         if !wanted.contains(&relative) {
             let path = entry.path();
-            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+            let done = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            done.with_context(|| format!("cannot remove {}", path.display()))?;
+            removed.push(relative);
         } else if is_folder {
-            remove_others(folder, &relative, wanted)?;
+            remove_others(folder, &relative, wanted, removed)?;
         }
     }
     Ok(())

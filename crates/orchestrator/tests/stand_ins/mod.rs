@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -28,7 +29,7 @@ done
 
 const TRAINER: &str = r#"#!/bin/sh
 while [ $# -gt 0 ]; do
-    case $1 in --out) out=$2 ;; esac
+    case $1 in --out) out=$2 ;; --seed) seed=$2 ;; esac
     shift
 done
 if [ -n "$TRAINER_HANGS" ]; then
@@ -36,20 +37,31 @@ if [ -n "$TRAINER_HANGS" ]; then
     mv "$TRAINER_HANGS.new" "$TRAINER_HANGS"
     while :; do sleep 0.05; done
 fi
-echo RATE > "$out/artifact.ternary"
+echo RATE "$seed" > "$out/artifact.ternary"
 echo '{"status":"completed","training_seconds":1.5,"num_steps":10,"tokens":1000}' > "$out/summary.json"
 "#;
 
-/// The best learning rate is 0.01.
+/// The best learning rate is 0.01; a seed shifts the loss by up to 0.2.
 const EVALUATOR: &str = r#"#!/bin/sh
 while [ $# -gt 0 ]; do
     case $1 in --out) out=$2 ;; --artifact) artifact=$2 ;; esac
     shift
 done
-awk '{ d = log($1 / 0.01); l = 3 + d * d
+awk '{ d = log($1 / 0.01); l = 3 + d * d + 0.2 * sin(100 * $2 + 1000 * $1)
     printf "{\"eval_loss\":%.9f,\"eval_ppl\":%.9f,\"eval_bpb\":1.5,\"tokens\":100,", l, exp(l)
+    printf "\"window_losses\":[%.6f,%.6f,%.6f],", l - 0.5, l, l + 0.5
     printf "\"bits_per_weight\":1.7,\"q_neg1\":0.3,\"q_zero\":0.4,\"q_pos1\":0.3,\"seconds\":0.1}" }' "$artifact" > "$out"
 "#;
+
+/// The scripts are no candidates. And few runs, so that every kind of them comes up in a few experiments.
+const SETTINGS: [(&str, &str); 6] = [
+    ("sandbox = \"on\"", "sandbox = \"off\""),
+    ("replicates = 5", "replicates = 2"),
+    ("fresh_runs = 4", "fresh_runs = 1"),
+    ("max_runs = 12", "max_runs = 3"),
+    ("level = 0.04", "level = 0.4"),
+    ("borderline = 0.2", "borderline = 0.49"),
+];
 
 const PREPARE: &str = r#"#!/bin/sh
 while [ $# -gt 0 ]; do
@@ -71,8 +83,11 @@ impl Repository {
         let dir = tempfile::tempdir().unwrap();
         let this = Self { dir };
         let campaign = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/nano/campaign.toml");
-        // The scripts are no candidates.
-        let campaign = fs::read_to_string(campaign).unwrap().replace("sandbox = \"on\"", "sandbox = \"off\"");
+        let campaign = fs::read_to_string(campaign).unwrap();
+        let campaign = SETTINGS.iter().fold(campaign, |text, (line, instead)| {
+            assert!(text.contains(line), "{line}");
+            text.replace(line, instead)
+        });
         for (file, text) in [
             ("clone/Cargo.toml", "[workspace]\n"),
             ("clone/.gitignore", "/target\n/experiments/*/data\n/experiments/*/runs\n"),
@@ -145,4 +160,99 @@ impl Repository {
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         serde_json::from_slice(&out.stdout).unwrap()
     }
+}
+
+/// What must not depend on what happened meanwhile: number, status, description, loss, and the figures of the verdict.
+pub type Outcome = Vec<(u64, String, String, String, String)>;
+
+impl Repository {
+    /// The orchestrator in the background.
+    pub fn start(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
+        let log = fs::File::create(self.log()).unwrap();
+        let mut command = self.command(arguments);
+        command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Runs it to a good end.
+    pub fn run(&self, arguments: &[&str]) {
+        let out = self.output(arguments);
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// What the last that was started said on stderr.
+    pub fn log(&self) -> PathBuf {
+        self.dir.path().join("stderr")
+    }
+
+    /// Whole lines of the journal.
+    pub fn journal_lines(&self) -> usize {
+        let bytes = fs::read(self.run_folder().join("journal.jsonl")).unwrap_or_default();
+        bytes.iter().filter(|&&b| b == b'\n').count()
+    }
+
+    /// What came of the search.
+    pub fn outcome(&self) -> Outcome {
+        let document = self.json(&["results", "--json"]);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let rows = document["experiments"].as_array().unwrap().iter();
+        rows.map(|row| {
+            let loss = row["evaluation"]["eval_loss"].to_string();
+            let number = row["experiment"].as_u64().unwrap();
+            (number, text(&row["status"]), text(&row["description"]), loss, row["comparison"].to_string())
+        })
+        .collect()
+    }
+
+    /// What must hold of every search that is over.
+    pub fn check(&self, experiments: u64) {
+        let rows = self.outcome();
+        assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), (1..=experiments).collect::<Vec<_>>());
+        let document = self.json(&["results", "--json"]);
+        let rows = document["experiments"].as_array().unwrap();
+        let kept: Vec<&Value> = rows.iter().filter(|row| row["status"] == "keep").collect();
+        let best = kept.last().unwrap();
+        assert_eq!(self.git(&["rev-parse", "refs/heads/autoresearch/t"]), best["commit"].as_str().unwrap());
+        for row in rows {
+            let number = row["experiment"].as_u64().unwrap();
+            let recorded = self.git(&["rev-parse", &format!("refs/autoresearch/t/{number}")]);
+            assert_eq!(recorded, row["commit"].as_str().unwrap());
+            let folder = self.run_folder().join(format!("experiments/{number:04}"));
+            assert_eq!(folder.join("out/artifact.ternary").exists(), row["status"] == "keep", "{number}");
+            assert_eq!(folder.join("trainer").exists(), row == *best, "{number}");
+        }
+        let table = fs::read_to_string(self.root().join("results.tsv")).unwrap();
+        let numbers: Vec<u64> =
+            table.lines().skip(1).map(|line| line.split('\t').nth(5).unwrap().parse().unwrap()).collect();
+        assert_eq!(numbers, (1..=experiments).collect::<Vec<_>>());
+        assert_eq!(self.git(&["status", "--porcelain"]), "?? results.tsv");
+        assert_eq!(self.git(&["symbolic-ref", "HEAD"]), "refs/heads/main");
+        self.git(&["fsck", "--strict"]);
+    }
+
+    /// Waits until no process works in this repository's folder any more.
+    pub fn wait_for_silence(&self) {
+        let folder = self.dir.path();
+        let here = |link: &str, entry: &fs::DirEntry| {
+            fs::read_link(entry.path().join(link)).is_ok_and(|path| path.starts_with(folder))
+        };
+        wait_for("what was left running", || {
+            let mut processes = fs::read_dir("/proc").unwrap().flatten();
+            !processes.any(|entry| here("cwd", &entry) || here("exe", &entry))
+        });
+    }
+}
+
+/// Waits for what happens soon.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(120);
+    while !condition() {
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether a process that wrote its number into a file is gone.
+pub fn is_gone(file: &Path) -> bool {
+    let pid = fs::read_to_string(file).unwrap();
+    !Path::new("/proc").join(pid.trim()).exists()
 }

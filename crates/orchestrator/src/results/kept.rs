@@ -1,0 +1,58 @@
+//! What each kept experiment gained over the baseline: when it was kept, on fresh seeds, and on the report part. What the
+//! first says more than the others is the gain by selection.
+
+use serde::Serialize;
+
+use crate::ledger::{Evaluation, Row, State, Status, compare};
+use crate::verdict::Comparison;
+
+/// A kept experiment's figures.
+#[derive(Debug, Serialize)]
+pub struct Kept<'a> {
+    /// Its number.
+    pub experiment: u64,
+    /// Its commit.
+    pub commit: &'a str,
+    /// Nats per token on `select` by which it beat its parent when it was kept; `None` for the baseline.
+    pub won_by: Option<f64>,
+    /// Over the baseline on `select`, from runs that did not select it; `None` for the baseline.
+    pub select: Option<Comparison>,
+    /// The same on `report`; `None` too before that is measured.
+    pub report: Option<Comparison>,
+    /// Perplexity of its recipe on `report`: exp of the mean loss of those runs.
+    pub report_ppl: Option<f64>,
+    /// Perplexity there of the artifact that is kept.
+    pub artifact_report_ppl: Option<f64>,
+}
+
+/// All of them, oldest first.
+pub fn kept(state: &State) -> Vec<Kept<'_>> {
+    let Some(baseline) = state.baseline() else { return Vec::new() };
+    let rows = state.rows.iter().filter(|row| row.status == Status::Keep);
+    rows.map(|row| {
+        let over = |bar: &[&Evaluation], runs: &[&Evaluation]| {
+            let comparable = row.parent.is_some() && !bar.is_empty() && !runs.is_empty();
+            comparable.then(|| compare(bar, runs, state.noise()))
+        };
+        let reported = reported(state, row);
+        let mean = reported.iter().map(|run| run.eval_loss).sum::<f64>() / reported.len() as f64;
+        Kept {
+            experiment: row.experiment,
+            commit: &row.commit,
+            won_by: row.gain.filter(|_| row.parent.is_some()),
+            select: over(&state.bar(baseline), &state.bar(row)),
+            report: over(&self::reported(state, baseline), &reported),
+            report_ppl: (!reported.is_empty()).then(|| mean.exp()),
+            artifact_report_ppl: state.reported.get(&(Some(row.experiment), None)).map(|run| run.eval_ppl),
+        }
+    })
+    .collect()
+}
+
+/// The measurements on `report` of the runs that [`State::bar`] names on `select`.
+fn reported<'a>(state: &'a State, row: &'a Row) -> Vec<&'a Evaluation> {
+    let fresh: Vec<_> = state.fresh(row).map(|replicate| Some(replicate.number)).collect();
+    let own = (fresh.is_empty() || row.parent.is_none()).then_some(None);
+    let runs = own.into_iter().chain(fresh);
+    runs.filter_map(|replicate| state.reported.get(&(Some(row.experiment), replicate))).collect()
+}
