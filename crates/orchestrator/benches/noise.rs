@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 /// Campaigns that are simulated for each line of the table.
 const CAMPAIGNS: u64 = 1000;
 /// As many for each of the settings that are tried; their seeds are others than the table's.
-const CHOOSING: u64 = 120;
+const CHOOSING: u64 = 200;
 /// Hours of each.
 const HOURS: f64 = 8.0;
 /// Windows of `nano`'s select part.
@@ -119,10 +119,10 @@ fn choose() {
     let lower: Vec<Outcome> = WORLDS.iter().map(|world| simulate(world, Rule::Lower, CAMPAIGNS, CHOOSING)).collect();
     let mut tried = Vec::new();
     for replicates in [3, 5, 8] {
-        for fresh_runs in [2, 3, 4] {
-            for max_runs in [6, 8, 12] {
-                for level in [0.01, 0.02, 0.03, 0.05] {
-                    for borderline in [0.15, 0.2, 0.25, 0.3] {
+        for fresh_runs in [2, 4] {
+            for max_runs in [8, 12] {
+                for level in [0.02, 0.03, 0.04, 0.06] {
+                    for borderline in [0.1, 0.15, 0.2, 0.3] {
                         let settings = Settings { replicates, fresh_runs, level, borderline, max_runs };
                         let worlds = WORLDS.iter().zip(&lower);
                         let (mut loss, mut worst) = (0.0, 0.0_f64);

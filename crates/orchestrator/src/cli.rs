@@ -10,8 +10,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::doctor;
 use crate::error::{EXIT_CODES, Failure};
-use crate::layout::Layout;
+use crate::layout::{self, Layout};
 use crate::plot;
+use crate::repair;
 use crate::results;
 use crate::search::{self, Machine, Options};
 use crate::setup;
@@ -41,6 +42,7 @@ enum Command {
     Replicate(Replicate),
     Status(Which),
     Results(Results),
+    Repair(Repair),
     Setup(Setup),
     Doctor(Doctor),
 }
@@ -225,6 +227,22 @@ struct Results {
     machine: MachineArgs,
 }
 
+/// Make results.tsv, branches and refs agree with the journals again, and say what differed.
+///
+/// A search's journal is the truth; the rest is made from it. What somebody edited in results.tsv is kept as a copy. The
+/// searches must not run.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  orchestrator repair                               every search on this machine
+  orchestrator repair --tag nano-nov21 --json
+
+Exit codes: see `orchestrator --help`.")]
+struct Repair {
+    #[command(flatten)]
+    which: Which,
+}
+
 /// Make libtorch, the programs and the data ready, as `run` does first.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -314,6 +332,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             if which.json { print_json(&status) } else { print(&(status.lines(&state).join("\n") + "\n")) }
         }
         Command::Results(results) => show_results(&root, results),
+        Command::Repair(args) => mend(&root, args.which),
         Command::Doctor(args) => {
             let checks = doctor::examine(&root);
             if args.json {
@@ -338,6 +357,27 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             setup::ensure(&root, &file).map(drop).map_err(Failure::Setup)
         }
     }
+}
+
+fn mend(root: &Path, which: Which) -> Result<(), Failure> {
+    let searches = if which.tag.is_some() || which.campaign.is_some() {
+        vec![status::find(root, which.campaign.as_deref(), which.tag.as_deref())?.0]
+    } else {
+        layout::searches(root, None)
+    };
+    let repaired = repair::repair(root, &searches)?;
+    if which.json {
+        return print_json(&repaired);
+    }
+    for search in &repaired {
+        match search.findings.as_slice() {
+            [] => print(&format!("{}: all agrees with the journal\n", search.tag))?,
+            findings => {
+                findings.iter().try_for_each(|finding| print(&format!("{}: {finding}\n", search.tag)))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn show_results(root: &Path, args: Results) -> Result<(), Failure> {

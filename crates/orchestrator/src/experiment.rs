@@ -82,7 +82,11 @@ impl Search<'_> {
         }
         match self.experiment() {
             Ok(()) => Ok(Turn::Done),
-            Err(Broken::Failed(status, reason)) => self.fail(status, reason),
+            Err(Broken::Failed(status, reason)) => {
+                // A full disk is no fault of the candidate's.
+                self.check_space()?;
+                self.fail(status, reason)
+            }
             Err(Broken::Interrupted(what)) => self.interrupted(what),
             Err(Broken::Cannot(failure)) => Err(failure),
         }
@@ -164,20 +168,20 @@ impl Search<'_> {
             return Ok(false);
         }
         let seed = self.state.next_seed(row.experiment);
-        match self.rerun(row.experiment, "runs the incumbent with another seed") {
-            Ok(()) => Ok(true),
-            Err(Broken::Failed(_, reason)) if row.parent.is_none() => {
-                let log = self.layout.folder(self.next_replicate());
-                Err(Broken::Cannot(Failure::Baseline { reason: format!("with seed {seed}: {reason}"), log }))
-            }
-            Err(Broken::Failed(_, reason)) => {
-                self.printer.line(&format!("the incumbent failed with seed {seed}: {reason}"));
-                let (experiment, commit) = (row.experiment, row.commit.clone());
-                self.write(Event::ReplicateFailed(ReplicateFailed { experiment, commit, seed, reason }))?;
-                Ok(true)
-            }
-            Err(other) => Err(other),
+        let reason = match self.rerun(row.experiment, "runs the incumbent with another seed") {
+            Ok(()) => return Ok(true),
+            Err(Broken::Failed(_, reason)) => reason,
+            Err(other) => return Err(other),
+        };
+        self.check_space()?;
+        if row.parent.is_none() {
+            let log = self.layout.folder(self.next_replicate());
+            return Err(Broken::Cannot(Failure::Baseline { reason: format!("with seed {seed}: {reason}"), log }));
         }
+        self.printer.line(&format!("the incumbent failed with seed {seed}: {reason}"));
+        let (experiment, commit) = (row.experiment, row.commit.clone());
+        self.write(Event::ReplicateFailed(ReplicateFailed { experiment, commit, seed, reason }))?;
+        Ok(true)
     }
 
     /// Makes an empty folder for a run.
@@ -406,7 +410,7 @@ impl Search<'_> {
             self.remove_superfluous(row);
         }
         hold::at("files-removed");
-        results::publish(self.workspace, &self.layout.tag, &self.state.rows)?;
+        self.publish();
         hold::at("table-written");
         self.printer.record(&results::line(&row), &row);
         Ok(())

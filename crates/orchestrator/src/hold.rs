@@ -1,8 +1,9 @@
 //! Named points of an experiment at which a test can hold the orchestrator, to kill it there: between each two effects.
 //!
 //! `AUTORESEARCH_HOLD=POINT:N:FILE` in the environment makes it stop at the N-th passing of a point: it writes FILE and
-//! waits to be killed. Without the variable a point does nothing. What runs in the sandbox never sees it.
+//! waits until that is gone. Without the variable a point does nothing. What runs in the sandbox never sees it.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -52,8 +53,8 @@ pub fn at(point: &'static str) {
         return;
     }
     if std::fs::write(file, point).is_ok() {
-        loop {
-            std::thread::sleep(Duration::from_secs(3600));
+        while Path::new(file).exists() {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

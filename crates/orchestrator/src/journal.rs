@@ -106,6 +106,15 @@ pub fn read(path: &Path) -> Result<Vec<Record>, Failure> {
     Ok(parse(path, &bytes)?.0)
 }
 
+/// Whether a crash cut the last line of a journal short.
+///
+/// # Errors
+/// As [`Journal::open`].
+pub fn is_torn(path: &Path) -> Result<bool, Failure> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(parse(path, &bytes)?.1 < bytes.len())
+}
+
 /// The records, and how many bytes at the start are whole lines.
 fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<Record>, usize), Failure> {
     let damaged = |message: String| Failure::Journal { path: path.to_owned(), message };

@@ -21,6 +21,7 @@ mod layout;
 mod ledger;
 mod plot;
 mod printer;
+mod repair;
 mod results;
 mod search;
 mod setup;

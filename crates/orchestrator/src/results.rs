@@ -6,12 +6,12 @@
 mod kept;
 mod table;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::error::Failure;
 use crate::files;
 use crate::ledger::{Row, Status};
 use crate::workspace::Workspace;
@@ -47,6 +47,7 @@ pub const COLUMNS: [&str; 22] = [
 const LONGEST_TEXT: usize = 600;
 /// Columns of the first version.
 const OLDEST_COLUMNS: usize = 20;
+const EXPERIMENT: usize = 5;
 const CAMPAIGN: usize = 6;
 const FINISHED_AT: usize = 19;
 
@@ -54,16 +55,59 @@ fn path(root: &Path) -> PathBuf {
     root.join("results.tsv")
 }
 
-/// Writes the rows of one search into results.tsv.
+/// How the rows of a search in results.tsv differ from its journal.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// Experiments without a row.
+    pub missing: Vec<u64>,
+    /// Rows that say something else: somebody edited them.
+    pub edited: Vec<String>,
+}
+
+impl Differences {
+    /// In one line; `None` where there are none.
+    pub fn summary(&self) -> Option<String> {
+        let list = |numbers: &[String]| numbers.join(", #");
+        let missing: Vec<String> = self.missing.iter().map(u64::to_string).collect();
+        let parts = [(missing, "had no row"), (self.edited.clone(), "had a row that somebody edited")];
+        let parts: Vec<String> = parts
+            .iter()
+            .filter(|(numbers, _)| !numbers.is_empty())
+            .map(|(numbers, what)| format!("#{} {what}", list(numbers)))
+            .collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+/// Writes the rows of one search into results.tsv. What a person edited in them is kept as a copy in `folder` first.
+/// Returns what differed.
 ///
 /// # Errors
-/// When the file there is something else, or cannot be written.
-pub fn publish(workspace: &Workspace, tag: &str, rows: &[Row]) -> Result<(), Failure> {
+/// When the file there is something else or read-only, or cannot be written. It is left as it is.
+pub fn publish(workspace: &Workspace, tag: &str, rows: &[Row], folder: &Path) -> Result<Differences> {
     let lock = workspace.results_lock();
     // Another search may be writing its rows at this moment.
     let held = File::create(&lock).with_context(|| format!("cannot open {}", lock.display()))?;
     held.lock().with_context(|| format!("cannot lock {}", lock.display()))?;
-    Ok(write(&path(workspace.root()), tag, rows)?)
+    write(&path(workspace.root()), tag, rows, folder)
+}
+
+/// Moves a results.tsv that cannot be read out of the way, for `repair`. Returns where it is.
+///
+/// # Errors
+/// When it cannot be moved.
+pub fn set_aside(root: &Path) -> Result<Option<PathBuf>> {
+    let path = path(root);
+    if read(&path).is_ok() {
+        return Ok(None);
+    }
+    let aside = unused(|n| root.join(format!("results.{n}.tsv")));
+    std::fs::rename(&path, &aside).with_context(|| format!("cannot move {} aside", path.display()))?;
+    Ok(Some(aside))
+}
+
+fn unused(name: impl Fn(u32) -> PathBuf) -> PathBuf {
+    (1..).map(name).find(|path| !path.exists()).unwrap_or_default()
 }
 
 /// Whether results.tsv has rows of a search.
@@ -74,22 +118,65 @@ pub fn has_tag(root: &Path, tag: &str) -> Result<bool> {
     Ok(read(&path(root))?.iter().any(|record| record.get(CAMPAIGN) == Some(tag)))
 }
 
-fn write(path: &Path, tag: &str, rows: &[Row]) -> Result<()> {
+fn write(path: &Path, tag: &str, rows: &[Row], folder: &Path) -> Result<Differences> {
     let mut records = read(path)?;
+    let own: Vec<csv::StringRecord> = rows.iter().map(|row| record(tag, row)).collect();
+    let differences = compare(&records, tag, &own);
+    if path.exists() && std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().readonly()) {
+        bail!("{} is read-only and is left as it is", path.display());
+    }
+    if !differences.edited.is_empty() {
+        let copy = unused(|n| folder.join(format!("results-edited-{n}.tsv")));
+        std::fs::copy(path, &copy).with_context(|| format!("cannot keep what was edited in {}", copy.display()))?;
+    }
     records.retain(|record| record.get(CAMPAIGN) != Some(tag));
-    records.extend(rows.iter().map(|row| record(tag, row)));
-    // Oldest first; the sort is stable and RFC 3339 in UTC sorts as text.
-    records.sort_by(|a, b| a.get(FINISHED_AT).cmp(&b.get(FINISHED_AT)));
+    records.extend(own);
+    sort(&mut records);
     let mut writer = csv::WriterBuilder::new().delimiter(b'\t').from_writer(Vec::new());
     writer.write_record(COLUMNS)?;
     for record in &records {
         writer.write_record(record)?;
     }
     let bytes = writer.into_inner().context("cannot write rows")?;
-    if std::fs::read(path).is_ok_and(|now| now == bytes) {
-        return Ok(());
+    if !std::fs::read(path).is_ok_and(|now| now == bytes) {
+        files::replace(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    files::replace(path, &bytes).with_context(|| format!("cannot write {}", path.display()))
+    Ok(differences)
+}
+
+/// What the rows of `tag` among `records` lack or say otherwise.
+fn compare(records: &[csv::StringRecord], tag: &str, own: &[csv::StringRecord]) -> Differences {
+    let there: Vec<_> = records.iter().filter(|record| record.get(CAMPAIGN) == Some(tag)).collect();
+    let number = |record: &csv::StringRecord| record[EXPERIMENT].to_owned();
+    let missing = own.iter().filter(|row| !there.iter().any(|record| number(record) == number(row)));
+    let edited = there.iter().filter(|record| !own.iter().any(|row| same(record, row)));
+    Differences {
+        missing: missing.filter_map(|row| row[EXPERIMENT].parse().ok()).collect(),
+        edited: edited.map(|record| number(record)).collect(),
+    }
+}
+
+/// Whether a record is this row, or what an older version wrote of it.
+fn same(record: &csv::StringRecord, row: &csv::StringRecord) -> bool {
+    record.iter().zip(row).enumerate().all(|(i, (a, b))| a == b || (i >= OLDEST_COLUMNS && a.is_empty()))
+}
+
+/// Oldest first. Of one search the number says what is older, also where the clock jumped back; RFC 3339 in UTC sorts
+/// as text.
+fn sort(records: &mut [csv::StringRecord]) {
+    records.sort_by_key(|record| record[EXPERIMENT].parse::<u64>().unwrap_or(u64::MAX));
+    let mut latest: BTreeMap<String, String> = BTreeMap::new();
+    let mut keys = BTreeMap::new();
+    for record in records.iter() {
+        let time = latest.entry(record[CAMPAIGN].to_owned()).or_default();
+        if record[FINISHED_AT] > **time {
+            record[FINISHED_AT].clone_into(time);
+        }
+        keys.insert((record[CAMPAIGN].to_owned(), record[EXPERIMENT].to_owned()), time.clone());
+    }
+    records.sort_by_cached_key(|record| {
+        keys.get(&(record[CAMPAIGN].to_owned(), record[EXPERIMENT].to_owned())).cloned().unwrap_or_default()
+    });
 }
 
 fn read(path: &Path) -> Result<Vec<csv::StringRecord>> {

@@ -204,7 +204,26 @@ impl<'a> Search<'a> {
         for row in &self.state.rows {
             self.remove_superfluous(row);
         }
-        results::publish(self.workspace, &self.layout.tag, &self.state.rows)
+        self.publish();
+        Ok(())
+    }
+
+    /// Renews this search's rows in results.tsv. The journal is the truth, so a table that cannot be written does not
+    /// stop the search.
+    pub fn publish(&self) {
+        let told = match results::publish(self.workspace, &self.layout.tag, &self.state.rows, &self.layout.run()) {
+            Ok(differences) if differences.edited.is_empty() => return,
+            Ok(differences) => format!(
+                "results.tsv is written from the journal: {}; what it said is kept in {}",
+                differences.summary().unwrap_or_default(),
+                self.layout.run().display()
+            ),
+            Err(e) => format!(
+                "results.tsv is not written: {e:#}; the search goes on, its rows are in the journal, and \
+                 `orchestrator repair` writes them"
+            ),
+        };
+        self.printer.notice(&told);
     }
 
     /// Writes a record; when this returns it is on disk and in the state.
@@ -276,7 +295,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn check_space(&self) -> Result<(), Failure> {
+    /// Refuses to go on where a full disk would be taken for a candidate's failure.
+    ///
+    /// # Errors
+    /// When too little is free.
+    pub fn check_space(&self) -> Result<(), Failure> {
         let run = self.layout.run();
         let Ok(space) = rustix::fs::statvfs(&run) else { return Ok(()) };
         if space.f_bavail.saturating_mul(space.f_frsize) < FREE_BYTES {

@@ -101,8 +101,8 @@ pub struct Comparison {
     pub gain: f64,
     /// Its standard error.
     pub error: f64,
-    /// Half of the gain's 95 % confidence interval; `None` where the noise was not measured.
-    pub half_interval: Option<f64>,
+    /// Degrees of freedom of that; `None` where the noise was not measured, or is none.
+    pub freedom: Option<f64>,
     /// Probability of such a gain, or more, for a candidate that is as good as the incumbent.
     pub p: f64,
     /// Runs of the candidate.
@@ -146,15 +146,25 @@ pub fn compare(evidence: &Evidence) -> Comparison {
     let error = variance.sqrt();
     // Welch and Satterthwaite.
     let freedom = variance.powi(2) / parts.iter().map(|(part, freedom)| part.powi(2) / freedom).sum::<f64>();
-    let t = StudentsT::new(0.0, 1.0, freedom).ok().filter(|_| error > 0.0 && gain.is_finite());
-    let p = match t {
+    let freedom = Some(freedom).filter(|_| evidence.noise.is_some() && error > 0.0 && gain.is_finite());
+    let p = match freedom.and_then(students_t) {
         Some(t) => t.sf(gain / error),
         // Runs that do not differ at all: any gain is one.
         None if gain > 0.0 => 0.0,
         None => 1.0,
     };
-    let half_interval = evidence.noise.map(|_| t.map_or(0.0, |t| t.inverse_cdf(0.975) * error));
-    Comparison { gain, error, half_interval, p, runs, incumbent_runs }
+    Comparison { gain, error, freedom, p, runs, incumbent_runs }
+}
+
+impl Comparison {
+    /// Half of the gain's 95 % confidence interval; `None` where the noise was not measured.
+    pub fn half_interval(&self) -> Option<f64> {
+        self.freedom.and_then(students_t).map(|t| t.inverse_cdf(0.975) * self.error)
+    }
+}
+
+fn students_t(freedom: f64) -> Option<StudentsT> {
+    StudentsT::new(0.0, 1.0, freedom).ok()
 }
 
 /// What comes of a comparison; `smaller` says whether the candidate's artifact is smaller than the incumbent's.
@@ -212,7 +222,7 @@ mod tests {
         assert!((comparison.gain - 0.1).abs() < 1e-12 && (comparison.error - 0.05_f64.sqrt()).abs() < 1e-12);
         assert!((comparison.p - 0.3333).abs() < 2e-3, "{comparison:?}");
         // 2.306 is the table's 97.5 % point.
-        assert!((comparison.half_interval.unwrap() - 2.306 * comparison.error).abs() < 1e-4);
+        assert!((comparison.half_interval().unwrap() - 2.306 * comparison.error).abs() < 1e-4);
     }
 
     #[test]

@@ -260,6 +260,22 @@ impl Workspace {
         Ok(())
     }
 
+    /// Where the ref of a candidate is.
+    pub fn recorded(&self, tag: &str, experiment: u64) -> Option<Oid> {
+        self.repository.refname_to_id(&candidate_ref(tag, experiment)).ok()
+    }
+
+    /// Puts the branch of a search on a commit, wherever it is.
+    ///
+    /// # Errors
+    /// When git's files cannot be written.
+    pub fn put_branch(&self, tag: &str, commit: Oid) -> Result<()> {
+        let name = branch_ref(tag);
+        self.repository.reference(&name, commit, true, "repair").with_context(|| format!("cannot write {name}"))?;
+        self.sync_ref(&name);
+        Ok(())
+    }
+
     /// Moves the branch of a search from one commit to the next, atomically. Doing it twice is doing it once.
     ///
     /// # Errors
@@ -282,7 +298,7 @@ impl Workspace {
                     "branch autoresearch/{tag} is at {}, not at the incumbent {from}: somebody moved it",
                     now.map_or_else(|| "no commit".into(), |id| id.to_string())
                 ),
-                hint: format!("put it back with `git update-ref {name} {to}` and run again"),
+                hint: "`orchestrator repair` puts it back".into(),
             }),
         }
     }

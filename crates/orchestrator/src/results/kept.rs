@@ -16,13 +16,37 @@ pub struct Kept<'a> {
     /// Nats per token on `select` by which it beat its parent when it was kept; `None` for the baseline.
     pub won_by: Option<f64>,
     /// Over the baseline on `select`, from runs that did not select it; `None` for the baseline.
-    pub select: Option<Comparison>,
+    pub select: Option<Gain>,
     /// The same on `report`; `None` too before that is measured.
-    pub report: Option<Comparison>,
+    pub report: Option<Gain>,
     /// Perplexity of its recipe on `report`: exp of the mean loss of those runs.
     pub report_ppl: Option<f64>,
     /// Perplexity there of the artifact that is kept.
     pub artifact_report_ppl: Option<f64>,
+}
+
+/// A gain over the baseline.
+#[derive(Debug, Serialize)]
+pub struct Gain {
+    /// Nats per token; positive is better.
+    pub nats: f64,
+    /// Half of its 95 % confidence interval, where the noise is known.
+    pub half_interval: Option<f64>,
+    /// Runs of the baseline that it is taken from.
+    pub baseline_runs: usize,
+    /// Runs of the kept recipe.
+    pub runs: usize,
+}
+
+impl Gain {
+    fn of(comparison: &Comparison) -> Self {
+        Self {
+            nats: comparison.gain,
+            half_interval: comparison.half_interval(),
+            baseline_runs: comparison.incumbent_runs,
+            runs: comparison.runs,
+        }
+    }
 }
 
 /// All of them, oldest first.
@@ -32,7 +56,7 @@ pub fn kept(state: &State) -> Vec<Kept<'_>> {
     rows.map(|row| {
         let over = |bar: &[&Evaluation], runs: &[&Evaluation]| {
             let comparable = row.parent.is_some() && !bar.is_empty() && !runs.is_empty();
-            comparable.then(|| compare(bar, runs, state.noise()))
+            comparable.then(|| Gain::of(&compare(bar, runs, state.noise())))
         };
         let reported = reported(state, row);
         let mean = reported.iter().map(|run| run.eval_loss).sum::<f64>() / reported.len() as f64;

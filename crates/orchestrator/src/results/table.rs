@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::kept::{Kept, kept};
+use super::kept::{Gain, Kept, kept};
 use super::{description, short};
 use crate::layout::Layout;
 use crate::ledger::{Evaluation, Replicate, Row, State, Status};
-use crate::verdict::{Comparison, Noise};
+use crate::verdict::Noise;
 
 /// One experiment in one line, as `run` prints it.
 pub fn line(row: &Row) -> String {
@@ -89,9 +89,9 @@ fn gains(kept: &Kept) -> Option<String> {
 }
 
 /// A gain with its 95 % interval, and the runs that it is taken from.
-fn interval(gain: &Comparison) -> String {
+fn interval(gain: &Gain) -> String {
     let around = gain.half_interval.map_or_else(String::new, |half| format!(" ± {half:.6}"));
-    format!("{:+.6}{around} ({} and {} runs)", gain.gain, gain.incumbent_runs, gain.runs)
+    format!("{:+.6}{around} ({} and {} runs)", gain.nats, gain.baseline_runs, gain.runs)
 }
 
 /// The noise in one line, in the loss's unit and in the metric's at a row.

@@ -23,7 +23,7 @@ fn row(experiment: u64, status: Status) -> Row {
         comparison: (measured && experiment > 1).then_some(Comparison {
             gain: 0.0125,
             error: 0.004,
-            half_interval: Some(0.008),
+            freedom: Some(9.0),
             p: 0.003,
             runs: 3,
             incumbent_runs: 5,
@@ -56,7 +56,7 @@ fn row(experiment: u64, status: Status) -> Row {
 fn columns_and_formats() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("results.tsv");
-    write(&path, "t", &[row(1, Status::Keep), row(2, Status::Crash), row(3, Status::Discard)]).unwrap();
+    write(&path, "t", &[row(1, Status::Keep), row(2, Status::Crash), row(3, Status::Discard)], dir.path()).unwrap();
     let text = fs::read_to_string(&path).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
@@ -78,29 +78,29 @@ fn columns_and_formats() {
 fn rows_of_a_search_are_rebuilt_and_others_stay() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("results.tsv");
-    write(&path, "a", &[row(2, Status::Keep)]).unwrap();
-    write(&path, "b", &[row(1, Status::Keep), row(3, Status::Discard)]).unwrap();
+    write(&path, "a", &[row(2, Status::Keep)], dir.path()).unwrap();
+    write(&path, "b", &[row(1, Status::Keep), row(3, Status::Discard)], dir.path()).unwrap();
     let tags = |path: &Path| -> Vec<(String, String)> {
         let records = read(path).unwrap();
         records.iter().map(|r| (r[CAMPAIGN].to_owned(), r[5].to_owned())).collect()
     };
     let pair = |tag: &str, n: &str| (tag.to_owned(), n.to_owned());
     assert_eq!(tags(&path), [pair("b", "1"), pair("a", "2"), pair("b", "3")]);
-    write(&path, "b", &[row(1, Status::Keep)]).unwrap();
+    write(&path, "b", &[row(1, Status::Keep)], dir.path()).unwrap();
     assert_eq!(tags(&path), [pair("b", "1"), pair("a", "2")]);
     assert!(has_tag(dir.path(), "a").unwrap() && !has_tag(dir.path(), "c").unwrap());
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    assert!(!dir.path().join("results.tsv.new").exists(), "no temporary file is left");
 }
 
 #[test]
 fn rows_from_before_the_last_columns_stay() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("results.tsv");
-    write(&path, "a", &[row(1, Status::Keep)]).unwrap();
+    write(&path, "a", &[row(1, Status::Keep)], dir.path()).unwrap();
     let shortened = |line: &str| line.split('\t').take(OLDEST_COLUMNS).collect::<Vec<_>>().join("\t") + "\n";
     let old: String = fs::read_to_string(&path).unwrap().lines().map(shortened).collect();
     fs::write(&path, old).unwrap();
-    write(&path, "b", &[row(3, Status::Discard)]).unwrap();
+    write(&path, "b", &[row(3, Status::Discard)], dir.path()).unwrap();
     let records = read(&path).unwrap();
     assert_eq!((&records[0][CAMPAIGN], &records[0][20], &records[0][21]), ("a", "", ""));
     assert_eq!((&records[1][CAMPAIGN], &records[1][21]), ("b", "3"));
@@ -112,7 +112,7 @@ fn another_table_is_not_overwritten() {
     let path = dir.path().join("results.tsv");
     let mine = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nabc\t1\t1\tkeep\tx\n";
     fs::write(&path, mine).unwrap();
-    let error = write(&path, "a", &[row(1, Status::Keep)]).unwrap_err().to_string();
+    let error = write(&path, "a", &[row(1, Status::Keep)], dir.path()).unwrap_err().to_string();
     assert!(error.contains("other columns"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), mine);
 }
@@ -121,4 +121,32 @@ fn another_table_is_not_overwritten() {
 fn what_a_candidate_printed_stays_one_plain_line() {
     assert_eq!(plain("a\u{1b}[2J\r\n b\u{202e}c\t"), "a [2J b c");
     assert_eq!(plain(&"é".repeat(LONGEST_TEXT + 1)), "é".repeat(LONGEST_TEXT) + "…");
+}
+
+#[test]
+fn a_clock_that_jumped_back_does_not_reorder_a_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.tsv");
+    let at = |experiment, time: &str| Row { finished_at: time.into(), ..row(experiment, Status::Keep) };
+    let rows = [at(1, "2026-01-01T05:00:00Z"), at(2, "2025-12-31T00:00:00Z"), at(3, "2026-01-01T06:00:00Z")];
+    write(&path, "b", &[at(1, "2026-01-01T05:30:00Z")], dir.path()).unwrap();
+    write(&path, "a", &rows, dir.path()).unwrap();
+    let order: Vec<String> = read(&path).unwrap().iter().map(|r| format!("{}{}", &r[CAMPAIGN], &r[5])).collect();
+    assert_eq!(order, ["a1", "a2", "b1", "a3"]);
+}
+
+#[test]
+fn what_a_person_edited_is_told_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.tsv");
+    let rows = [row(1, Status::Keep), row(2, Status::Discard)];
+    assert_eq!(write(&path, "a", &rows[..1], dir.path()).unwrap().missing, [1]);
+    let edited = fs::read_to_string(&path).unwrap().replace("0.001", "0.001, my favourite");
+    fs::write(&path, &edited).unwrap();
+    let differences = write(&path, "a", &rows, dir.path()).unwrap();
+    assert_eq!(differences, Differences { missing: vec![2], edited: vec!["1".into()] });
+    assert_eq!(differences.summary().unwrap(), "#2 had no row; #1 had a row that somebody edited");
+    assert_eq!(fs::read_to_string(dir.path().join("results-edited-1.tsv")).unwrap(), edited);
+    assert!(!fs::read_to_string(&path).unwrap().contains("favourite"));
+    assert_eq!(write(&path, "a", &rows, dir.path()).unwrap(), Differences::default());
 }

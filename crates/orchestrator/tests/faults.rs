@@ -1,0 +1,240 @@
+//! What the machine and its people do to a search meanwhile: a full disk, a table that was edited or locked, a clock that
+//! jumped, a process that was stopped, a checkout that was rewritten. Whatever it is, the search ends as it would have.
+
+#![allow(clippy::unwrap_used, reason = "the whole file is tests")]
+
+#[allow(dead_code, reason = "other tests use the rest")]
+mod stand_ins;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::sync::LazyLock;
+
+use orchestrator::hold;
+use rustix::process::{Pid, Signal, kill_process};
+use stand_ins::{Outcome, Repository, wait_for};
+
+fn arguments(experiments: &'static str) -> [&'static str; 6] {
+    ["run", "nano", "--tag", "t", "--experiments", experiments]
+}
+
+/// What comes of four experiments when nothing happens.
+static UNDISTURBED: LazyLock<Outcome> = LazyLock::new(|| {
+    let repository = Repository::new();
+    repository.run(&arguments("4"));
+    repository.check(4);
+    repository.outcome()
+});
+
+/// A search of two experiments, to which something happens before the others.
+fn half_way() -> Repository {
+    let repository = Repository::new();
+    repository.run(&arguments("2"));
+    repository
+}
+
+fn goes_on_as_if_nothing_had_been(repository: &Repository) {
+    repository.run(&arguments("4"));
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+    repository.check(4);
+}
+
+/// On a small file system of its own, in a mount namespace.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_stops_it_and_loses_nothing() {
+    let repository = Repository::new();
+    let (runs, full, kept) = (
+        repository.root().join("experiments/nano/runs"),
+        repository.dir.path().join("full once"),
+        repository.dir.path().join("kept"),
+    );
+    fs::create_dir_all(&runs).unwrap();
+    // The third training run fills the disk, once.
+    let trainer = repository.dir.path().join("stand-ins/trainer");
+    let fills = format!(
+        "if [ \"$seed\" = 2 ] && [ ! -e '{full}' ]; then\n    touch '{full}'\n    head -c 2G /dev/zero > '{}/full'\nfi\n",
+        runs.display(),
+        full = full.display(),
+    );
+    let script = fs::read_to_string(&trainer).unwrap();
+    fs::write(&trainer, script.replacen("echo RATE", &format!("{fills}echo RATE"), 1)).unwrap();
+
+    let inside = format!(
+        "mount -t tmpfs -o size=1200m none '{runs}' && '{program}' {run}; first=$?; rm '{runs}/full'; \
+         '{program}' {run}; echo $first $?; cp -r '{runs}/t' '{kept}'",
+        runs = runs.display(),
+        program = env!("CARGO_BIN_EXE_orchestrator"),
+        run = arguments("4").join(" "),
+        kept = kept.display(),
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &inside]).current_dir(repository.root());
+    for (name, value) in repository.command(&[]).get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let out = command.output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(stdout.trim_end().ends_with("\n1 0"), "{stdout}\n{stderr}");
+    assert!(stderr.contains("less than 1 GiB is free") || stderr.contains("cannot write"), "{stderr}");
+    fs::remove_dir(&runs).unwrap();
+    fs::create_dir(&runs).unwrap();
+    fs::rename(&kept, runs.join("t")).unwrap();
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+}
+
+#[test]
+fn a_table_that_is_read_only_or_no_table_stops_nothing_and_is_left_alone() {
+    let repository = half_way();
+    let table = repository.root().join("results.tsv");
+    let before = fs::read(&table).unwrap();
+    fs::set_permissions(&table, fs::Permissions::from_mode(0o444)).unwrap();
+    let out = repository.output(&arguments("3"));
+    assert!(out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("read-only"));
+    assert_eq!(fs::read(&table).unwrap(), before);
+
+    fs::set_permissions(&table, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&table, "notes of mine\n").unwrap();
+    let out = repository.output(&arguments("4"));
+    assert!(out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("orchestrator repair"));
+    assert_eq!(fs::read_to_string(&table).unwrap(), "notes of mine\n");
+
+    repository.run(&["repair"]);
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+    assert_eq!(fs::read_to_string(repository.root().join("results.1.tsv")).unwrap(), "notes of mine\n");
+    fs::remove_file(repository.root().join("results.1.tsv")).unwrap();
+    repository.check(4);
+}
+
+#[test]
+fn a_table_that_was_edited_is_written_from_the_journal_and_the_edit_is_kept() {
+    let repository = half_way();
+    let table = repository.root().join("results.tsv");
+    let edited = fs::read_to_string(&table).unwrap().replace("\tbaseline\t", "\tmy baseline\t");
+    fs::write(&table, &edited).unwrap();
+    let out = repository.output(&arguments("4"));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("somebody edited"));
+    assert_eq!(fs::read_to_string(repository.run_folder().join("results-edited-1.tsv")).unwrap(), edited);
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+    repository.check(4);
+}
+
+#[test]
+fn repair_rebuilds_every_view_and_says_what_differed() {
+    let repository = half_way();
+    repository.run(&arguments("4"));
+    let unharmed = repository.json(&["repair", "--json"]);
+    assert_eq!(unharmed[0]["findings"].as_array().unwrap().len(), 0, "{unharmed}");
+
+    let table = repository.root().join("results.tsv");
+    let lines: Vec<String> = fs::read_to_string(&table).unwrap().lines().map(str::to_owned).collect();
+    fs::write(&table, format!("{}\n{}\n{}\n", lines[0], lines[1], lines[3].replace('4', "5"))).unwrap();
+    repository.git(&["update-ref", "refs/heads/autoresearch/t", "refs/heads/main"]);
+    repository.git(&["update-ref", "-d", "refs/autoresearch/t/3"]);
+    let journal = repository.run_folder().join("journal.jsonl");
+    let whole = fs::read(&journal).unwrap();
+    fs::write(&journal, [&whole[..], b"{\"time\":\"20"].concat()).unwrap();
+
+    let found = repository.json(&["repair", "--tag", "t", "--json"])[0]["findings"].to_string();
+    for wanted in ["cut short", "the ref of #3 was missing", "results.tsv: #2", "somebody edited"] {
+        assert!(found.contains(wanted), "{wanted}: {found}");
+    }
+    assert_eq!(fs::read(&journal).unwrap(), whole);
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+    repository.check(4);
+}
+
+#[test]
+fn a_clock_that_jumped_changes_no_order_and_no_decision() {
+    let repository = half_way();
+    // As if it had been ahead by decades so far.
+    let journal = repository.run_folder().join("journal.jsonl");
+    let text = fs::read_to_string(&journal).unwrap();
+    let year = &text[text.find("\"time\":\"").unwrap() + 8..][..4];
+    fs::write(&journal, text.replace(&format!("\"{year}-"), "\"2099-")).unwrap();
+    repository.run(&["repair"]);
+    assert!(fs::read_to_string(repository.root().join("results.tsv")).unwrap().contains("2099-"));
+    goes_on_as_if_nothing_had_been(&repository);
+    let status = repository.json(&["status", "--json"]);
+    assert!(status["in_flight"].is_null(), "{status}");
+}
+
+#[test]
+fn a_stop_as_long_as_a_suspend_changes_nothing() {
+    let repository = Repository::new();
+    let held = repository.dir.path().join("held");
+    // The third program after the build and the run of the baseline: a training run.
+    let hold = format!("program-started:4:{}", held.display());
+    let mut child = repository.start(&arguments("4"), &[(hold::VARIABLE, &hold)]);
+    wait_for("a program", || held.exists());
+    let orchestrator = Pid::from_child(&child);
+    kill_process(orchestrator, Signal::STOP).unwrap();
+    fs::remove_file(&held).unwrap();
+    // What it sees when it wakes is the past.
+    wait_for("the training run", || repository.run_folder().join("replicates/0001/out/summary.json").exists());
+    kill_process(orchestrator, Signal::CONT).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+    repository.check(4);
+}
+
+#[test]
+fn a_checkout_that_is_dirty_or_rewritten_and_a_worktree_that_is_gone_change_nothing() {
+    let repository = half_way();
+    fs::write(repository.root().join("crates/trainer/src/train.rs"), "not even Rust").unwrap();
+    fs::write(repository.root().join("notes.txt"), "mine").unwrap();
+    // The commit that the search started from is on no branch of the user's any more.
+    repository.git(&["commit", "-q", "--amend", "-m", "rewritten", "--allow-empty"]);
+    repository.git(&["reflog", "expire", "--expire=now", "--all"]);
+    repository.git(&["gc", "-q", "--prune=now"]);
+    fs::remove_dir_all(repository.run_folder().join("worktree")).unwrap();
+    let head = repository.git(&["rev-parse", "HEAD"]);
+    repository.run(&arguments("4"));
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+    assert_eq!(repository.git(&["rev-parse", "HEAD"]), head);
+    assert_eq!(fs::read_to_string(repository.root().join("notes.txt")).unwrap(), "mine");
+    assert_eq!(fs::read_to_string(repository.root().join("crates/trainer/src/train.rs")).unwrap(), "not even Rust");
+    repository.git(&["checkout", "-q", "--", "."]);
+    fs::remove_file(repository.root().join("notes.txt")).unwrap();
+    repository.check(4);
+}
+
+#[test]
+fn a_second_orchestrator_is_refused() {
+    let repository = half_way();
+    let held = repository.dir.path().join("held");
+    let hold = format!("folder-emptied:1:{}", held.display());
+    let mut child = repository.start(&arguments("4"), &[(hold::VARIABLE, &hold)]);
+    wait_for("the point", || held.exists());
+    for second in [&arguments("4")[..], &["repair", "--tag", "t"], &["replicate", "--tag", "t"]] {
+        let refused = repository.output(second);
+        assert_eq!(refused.status.code(), Some(5), "{second:?}: {}", String::from_utf8_lossy(&refused.stderr));
+    }
+    fs::remove_file(&held).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+    repository.check(4);
+}
+
+#[test]
+fn a_changed_frame_stops_the_search_with_its_name() {
+    let repository = half_way();
+    let held = repository.dir.path().join("held");
+    let hold = format!("table-written:1:{}", held.display());
+    let mut child = repository.start(&arguments("4"), &[(hold::VARIABLE, &hold)]);
+    wait_for("the point", || held.exists());
+    let worktree = repository.run_folder().join("worktree");
+    fs::write(worktree.join("Cargo.toml"), "[workspace]\nmembers = []\n").unwrap();
+    fs::write(worktree.join("build.rs"), "fn main() {}\n").unwrap();
+    fs::remove_file(&held).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    let told = fs::read_to_string(repository.log()).unwrap();
+    assert!(told.contains("somebody changed") && told.contains("Cargo.toml") && told.contains("build.rs"), "{told}");
+    goes_on_as_if_nothing_had_been(&repository);
+}
