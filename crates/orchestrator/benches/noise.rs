@@ -12,9 +12,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 /// Campaigns that are simulated for each line of the table.
-const CAMPAIGNS: u64 = 1000;
+const CAMPAIGNS: u64 = 4000;
 /// As many for each of the settings that are tried; their seeds are others than the table's.
-const CHOOSING: u64 = 200;
+const CHOOSING: u64 = 500;
 /// Hours of each.
 const HOURS: f64 = 8.0;
 /// Windows of `nano`'s select part.
@@ -118,11 +118,11 @@ fn main() {
 fn choose() {
     let lower: Vec<Outcome> = WORLDS.iter().map(|world| simulate(world, Rule::Lower, CAMPAIGNS, CHOOSING)).collect();
     let mut tried = Vec::new();
-    for replicates in [3, 5, 8] {
+    for replicates in [3, 5] {
         for fresh_runs in [2, 4] {
             for max_runs in [8, 12] {
-                for level in [0.02, 0.03, 0.04, 0.06] {
-                    for borderline in [0.1, 0.15, 0.2, 0.3] {
+                for level in [0.02, 0.03, 0.04, 0.05] {
+                    for borderline in [0.15, 0.2, 0.25, 0.3] {
                         let settings = Settings { replicates, fresh_runs, level, borderline, max_runs };
                         let worlds = WORLDS.iter().zip(&lower);
                         let (mut loss, mut worst) = (0.0, 0.0_f64);
@@ -191,7 +191,10 @@ fn campaign(world: &World, rule: Rule, seed: u64, outcome: &mut Outcome) {
             loss -= gain;
             incumbent = match rule {
                 Rule::Lower | Rule::ThreeSeeds => runs,
-                Rule::Gate(settings) => (0..settings.fresh_runs).map(|_| device.run(loss)).collect(),
+                Rule::Gate(settings) => {
+                    let fresh = (0..settings.fresh_runs).map(|_| device.run(loss));
+                    runs[1..].iter().copied().chain(fresh).collect()
+                }
             };
             groups.push(incumbent.clone());
         }
@@ -226,7 +229,8 @@ fn gate(
             Next::RunIncumbent => incumbent.push(device.run(loss)),
         }
     };
-    if runs.len() > 2 {
+    // Those of a new incumbent come with its other runs.
+    if runs.len() > 2 && !keep {
         // Before the incumbent's, which is the last.
         groups.insert(0, runs[1..].to_vec());
     }

@@ -14,7 +14,7 @@ use crate::layout::{self, Layout};
 use crate::plot;
 use crate::repair;
 use crate::results;
-use crate::search::{self, Machine, Options};
+use crate::search::{self, Attempt, HUMAN, Machine, Options};
 use crate::setup;
 use crate::status::{self, Status};
 
@@ -136,7 +136,7 @@ impl SearchArgs {
     }
 }
 
-/// Make one experiment of a recipe that you wrote.
+/// Make one experiment of a recipe that you, or a program of yours, wrote.
 ///
 /// The file takes the place of crates/trainer/src/train.rs in a copy of the best commit; it is built, trained, measured
 /// and kept or discarded like any other. The search must have its baseline, and must not run.
@@ -145,6 +145,7 @@ impl SearchArgs {
 Examples:
   orchestrator try my_train.rs --description \"cosine warm-up\"
   orchestrator try my_train.rs --tag nano-nov21 --json
+  orchestrator try candidate.rs --author my-agent    what a program of yours wrote
 
 Exit codes: see `orchestrator --help`.")]
 struct Try {
@@ -153,6 +154,10 @@ struct Try {
     /// What it tries, in one line, for the table.
     #[arg(long, value_name = "TEXT", default_value = "a recipe by hand")]
     description: String,
+    /// Who wrote it, for the table. Code that no person wrote runs in the complete sandbox only, unless the campaign says
+    /// sandbox = "best-effort".
+    #[arg(long, value_name = "NAME", default_value = HUMAN, value_parser = author)]
+    author: String,
     #[command(flatten)]
     search: SearchArgs,
     /// Print the row as a line of JSON.
@@ -320,7 +325,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 hint: "name a file of Rust source".into(),
             })?;
             let description = args.description.split_whitespace().collect::<Vec<_>>().join(" ");
-            search::attempt(&root, &layout, &options, &source, &description)
+            search::attempt(&root, &layout, &options, &Attempt { source, author: args.author, description })
         }
         Command::Replicate(args) => {
             let (layout, options) = args.search.find(&root, false)?;
@@ -416,6 +421,13 @@ fn print(text: &str) -> Result<(), Failure> {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other.context("cannot print")?),
     }
+}
+
+/// The name of an author: one word, as it stands in a table and in a commit.
+fn author(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let fine = (1..=32).contains(&text.len()) && text.chars().all(plain);
+    if fine { Ok(text.to_owned()) } else { Err("up to 32 letters, digits, '-', '_' and '.'".into()) }
 }
 
 fn hours(text: &str) -> Result<f64, String> {

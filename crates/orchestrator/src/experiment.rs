@@ -30,9 +30,6 @@ use crate::verdict::{self, Comparison, Next};
 pub use evaluate::Subject;
 use pins::Trainer;
 
-/// Who proposes what a person wrote.
-const HUMAN: &str = "human";
-
 /// How a turn of the loop ended.
 pub enum Turn {
     /// One more row.
@@ -70,10 +67,8 @@ impl Search<'_> {
     /// # Errors
     /// When the search cannot go on; the experiment stays in flight.
     pub fn turn(&mut self) -> Result<Turn, Failure> {
-        match self.settle() {
-            Ok(()) => {}
-            Err(Broken::Cannot(failure)) => return Err(failure),
-            Err(Broken::Interrupted(_) | Broken::Failed(..)) => return Ok(Turn::Interrupted),
+        if !self.settle()? {
+            return Ok(Turn::Interrupted);
         }
         if self.state.flight.is_none()
             && let Some(nothing) = self.propose()?
@@ -151,13 +146,23 @@ impl Search<'_> {
     }
 
     /// Runs the incumbent on fresh seeds until it has as many runs as the campaign asks for: the noise of the search is
-    /// taken from the baseline's, and no incumbent's bar is the lucky number that made it one.
-    fn settle(&mut self) -> Result<(), Broken> {
+    /// taken from the baseline's, and no incumbent's bar is the lucky number that made it one. False when interrupted.
+    ///
+    /// # Errors
+    /// When the search cannot go on.
+    pub fn settle(&mut self) -> Result<bool, Failure> {
         let noise = self.campaign.noise;
-        let Some(row) = self.state.incumbent().cloned().filter(|_| noise.replicates > 0) else { return Ok(()) };
+        let Some(row) = self.state.incumbent().cloned().filter(|_| noise.replicates > 0) else { return Ok(true) };
         let wanted = if row.parent.is_none() { noise.replicates } else { noise.fresh_runs };
-        while self.state.fresh(&row).count() < wanted && self.rerun_incumbent(&row)? {}
-        Ok(())
+        while self.state.fresh(&row).count() < wanted {
+            match self.rerun_incumbent(&row) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(Broken::Cannot(failure)) => return Err(failure),
+                Err(Broken::Interrupted(_) | Broken::Failed(..)) => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// Runs a kept recipe with another seed. A failure is written down; after as many as runs are wanted, the recipe is
@@ -291,11 +296,11 @@ impl Search<'_> {
         Ok(None)
     }
 
-    /// Puts a person's recipe in flight, as a change of the incumbent.
+    /// Puts a recipe from elsewhere in flight, as a change of the incumbent; `author` is who wrote it.
     ///
     /// # Errors
     /// When it is not Rust, was tried before, or an experiment is in flight.
-    pub fn propose_recipe(&mut self, source: &str, description: &str) -> Result<(), Failure> {
+    pub fn propose_recipe(&mut self, source: &str, author: &str, description: &str) -> Result<(), Failure> {
         let refused = |message: &str, hint: &str| Failure::Recipe { message: message.into(), hint: hint.into() };
         if let Some(flight) = &self.state.flight {
             return Err(refused(
@@ -316,9 +321,9 @@ impl Search<'_> {
         let message = format!("experiment {number}: {description}\n");
         let proposed = Proposed {
             experiment: number,
-            commit: self.workspace.commit(parent, source, HUMAN, &message)?.to_string(),
+            commit: self.workspace.commit(parent, source, author, &message)?.to_string(),
             parent: Some(parent.to_string()),
-            agent: HUMAN.into(),
+            agent: author.into(),
             description: description.into(),
             // Without readable knobs the optimizer learns nothing of it, and that is all.
             knobs: knobs::parse(source, self.knobs_constant()).map(|space| space.values()).unwrap_or_default(),

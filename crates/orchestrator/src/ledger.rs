@@ -465,12 +465,20 @@ impl State {
         self.replicates_of(row.experiment).skip(selected)
     }
 
-    /// What a candidate has to beat: the incumbent's fresh runs. The baseline was not selected, so its first run counts
-    /// too; and before there is a fresh run, there is only the first.
+    /// What a candidate has to beat: all runs of the incumbent but its first, which was lucky enough to be looked at again.
+    /// Nobody chose the baseline, so its first counts too; and where there is no other, there is only the first.
     pub fn bar<'a>(&'a self, row: &'a Row) -> Vec<&'a Evaluation> {
-        let fresh: Vec<_> = self.fresh(row).map(|replicate| &replicate.evaluation).collect();
-        let own = (fresh.is_empty() || row.parent.is_none()).then_some(&row.evaluation).into_iter().flatten();
-        own.chain(fresh).collect()
+        self.with_own(row, self.replicates_of(row.experiment).map(|replicate| &replicate.evaluation).collect())
+    }
+
+    /// What a kept recipe really does: its runs that had no part in its being kept.
+    pub fn unselected<'a>(&'a self, row: &'a Row) -> Vec<&'a Evaluation> {
+        self.with_own(row, self.fresh(row).map(|replicate| &replicate.evaluation).collect())
+    }
+
+    fn with_own<'a>(&self, row: &'a Row, others: Vec<&'a Evaluation>) -> Vec<&'a Evaluation> {
+        let own = (others.is_empty() || row.parent.is_none()).then_some(&row.evaluation).into_iter().flatten();
+        own.chain(others).collect()
     }
 
     /// The run-to-run noise, once a recipe has runs of two seeds. A candidate's first run decided whether there would

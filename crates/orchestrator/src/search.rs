@@ -24,7 +24,7 @@ use crate::printer::Printer;
 use crate::results;
 use crate::workspace::{Workspace, Worktree};
 
-pub use start::{attempt, campaign_file, parse_agent, replicate, report, run};
+pub use start::{Attempt, HUMAN, attempt, campaign_file, parse_agent, replicate, report, run};
 
 /// Free space below which no experiment is begun: a full disk would fail it for no fault of its own.
 const FREE_BYTES: u64 = 1 << 30;

@@ -26,8 +26,8 @@
 //! same runs of one incumbent. To hold instead the chance of a single false keep in a night would throw most gains away;
 //! `cargo xtask bench noise` simulates what the rule costs and gains.
 //!
-//! The runs that made a candidate the incumbent are biased by their selection, so they never count as its bar: it is run
-//! again on fresh seeds first.
+//! The first run of a kept candidate is biased by its selection, so it never counts as the bar for the next; and before the
+//! next is compared, the new incumbent is run on fresh seeds.
 
 use campaign::Noise as Settings;
 use serde::{Deserialize, Serialize};
@@ -86,7 +86,7 @@ impl Windows {
 pub struct Evidence<'a> {
     /// Of the candidate.
     pub candidate: &'a [f64],
-    /// Of the incumbent, on seeds that did not select it.
+    /// Of the incumbent, without the one that selected it.
     pub incumbent: &'a [f64],
     /// How the two differ from window to window; `None` where that was not measured.
     pub windows: Option<Windows>,

@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 
 use orchestrator::hold;
 use rustix::process::{Pid, Signal, kill_process};
-use stand_ins::{Outcome, Repository, wait_for};
+use stand_ins::{Outcome, RECIPE, Repository, wait_for};
 
 fn arguments(experiments: &'static str) -> [&'static str; 6] {
     ["run", "nano", "--tag", "t", "--experiments", experiments]
@@ -237,4 +237,22 @@ fn a_changed_frame_stops_the_search_with_its_name() {
     let told = fs::read_to_string(repository.log()).unwrap();
     assert!(told.contains("somebody changed") && told.contains("Cargo.toml") && told.contains("build.rs"), "{told}");
     goes_on_as_if_nothing_had_been(&repository);
+}
+
+#[test]
+fn code_that_no_person_wrote_needs_the_whole_sandbox() {
+    let repository = half_way();
+    let file = repository.dir.path().join("candidate.rs");
+    fs::write(&file, RECIPE.replace("4e-3", "6e-3")).unwrap();
+    let by = |author| {
+        let arguments = ["try", file.to_str().unwrap(), "--tag", "t", "--author", author];
+        let out = repository.output(&arguments);
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (code, told) = by("a-model");
+    assert_eq!(code, Some(10), "{told}");
+    assert!(told.contains("switches it off") && told.contains("best-effort"), "{told}");
+    assert_eq!(repository.outcome().len(), 2);
+    assert_eq!(by("human").0, Some(0));
+    assert_eq!(repository.outcome().len(), 3);
 }

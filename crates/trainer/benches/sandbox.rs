@@ -27,7 +27,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("this package lies in no repository")?;
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("this package lies in no repository")?;
     let folder = tempfile::tempdir()?;
     let campaign = std::fs::read_to_string(root.join("experiments/nano/campaign.toml"))?;
     let shortened = campaign.replace("seconds = 60.0 ", "seconds = 10.0 ");
@@ -65,7 +66,9 @@ fn tokens_per_second(root: &Path, folder: &Path, confined: bool) -> Result<f64> 
     if confined {
         // As the orchestrator does it for a training run.
         let mut read: Vec<PathBuf> =
-            ["/usr", "/lib", "/lib64", "/bin", "/proc", "/etc/ld.so.cache", "/sys/devices/system"].map(Into::into).into();
+            ["/usr", "/lib", "/lib64", "/bin", "/proc", "/etc/ld.so.cache", "/sys/devices/system"]
+                .map(Into::into)
+                .into();
         read.extend([root.join(".libtorch").canonicalize()?, trainer.clone(), campaign, data]);
         let devices = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"].map(Into::into).into();
         let limits = Limits {

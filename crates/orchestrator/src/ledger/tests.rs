@@ -200,7 +200,7 @@ fn noise_is_pooled_and_a_first_run_that_chose_itself_is_no_part_of_it() {
 }
 
 #[test]
-fn the_bar_is_what_did_not_select() {
+fn the_bar_is_without_the_first_run_and_the_estimate_without_all_that_selected() {
     let bar = |events: &[Event]| {
         let state = state(events).unwrap();
         state.bar(state.incumbent().unwrap()).iter().map(|run| run.eval_loss).collect::<Vec<_>>()
@@ -210,9 +210,15 @@ fn the_bar_is_what_did_not_select() {
     events.push(replicated(1, 1, 3.2));
     assert_eq!(bar(&events), [3.0, 3.2], "nobody chose the baseline");
     events.extend([proposed(2), replicated(2, 2, 2.0), replicated(3, 2, 2.1), with_loss(2, Status::Keep, 1.9, 3)]);
-    assert_eq!(bar(&events), [1.9], "nothing fresh yet");
+    assert_eq!(bar(&events), [2.0, 2.1]);
+    let unselected = |events: &[Event]| {
+        let state = state(events).unwrap();
+        state.unselected(state.incumbent().unwrap()).iter().map(|run| run.eval_loss).collect::<Vec<_>>()
+    };
+    assert_eq!(unselected(&events), [1.9], "nothing fresh yet");
     events.extend([replicated(4, 2, 2.4), replicated(5, 2, 2.5)]);
-    assert_eq!(bar(&events), [2.4, 2.5]);
+    assert_eq!(bar(&events), [2.0, 2.1, 2.4, 2.5]);
+    assert_eq!(unselected(&events), [2.4, 2.5]);
     let state = state(&events).unwrap();
     assert_eq!((state.next_seed(2), state.next_seed(1), state.next_seed(3)), (5, 2, 1));
 }

@@ -64,7 +64,7 @@ pub fn kept(state: &State) -> Vec<Kept<'_>> {
             experiment: row.experiment,
             commit: &row.commit,
             won_by: row.gain.filter(|_| row.parent.is_some()),
-            select: over(&state.bar(baseline), &state.bar(row)),
+            select: over(&state.unselected(baseline), &state.unselected(row)),
             report: over(&self::reported(state, baseline), &reported),
             report_ppl: (!reported.is_empty()).then(|| mean.exp()),
             artifact_report_ppl: state.reported.get(&(Some(row.experiment), None)).map(|run| run.eval_ppl),
@@ -73,7 +73,7 @@ pub fn kept(state: &State) -> Vec<Kept<'_>> {
     .collect()
 }
 
-/// The measurements on `report` of the runs that [`State::bar`] names on `select`.
+/// The measurements on `report` of the runs that [`State::unselected`] names on `select`.
 fn reported<'a>(state: &'a State, row: &'a Row) -> Vec<&'a Evaluation> {
     let fresh: Vec<_> = state.fresh(row).map(|replicate| Some(replicate.number)).collect();
     let own = (fresh.is_empty() || row.parent.is_none()).then_some(None);

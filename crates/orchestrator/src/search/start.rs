@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, anyhow};
-use campaign::{AgentKind, Campaign};
+use campaign::{AgentKind, Campaign, Sandbox};
 
 use super::{Options, Search, Stop, lock, resumed};
 use crate::child::Interrupts;
+use crate::doctor;
 use crate::error::Failure;
 use crate::experiment::{Broken, Turn};
 use crate::files;
@@ -87,11 +88,8 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     let reason = match stop? {
         Stop::Interrupted => "interrupted".to_owned(),
         Stop::Limit(why) => {
-            if search.measure_report()? {
-                why
-            } else {
-                format!("{why}; interrupted")
-            }
+            // The last keep is no lucky number either.
+            if search.settle()? && search.measure_report()? { why } else { format!("{why}; interrupted") }
         }
     };
     search.write(Event::Stopped { reason: reason.clone() })?;
@@ -121,18 +119,55 @@ pub fn report(root: &Path, layout: &Layout, options: &Options) -> Result<(), Fai
     })
 }
 
-/// Makes one experiment of a recipe that a person wrote, in a search that does not run.
+/// A recipe from elsewhere.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// Its text.
+    pub source: String,
+    /// Who wrote it: [`HUMAN`], or the name of an agent.
+    pub author: String,
+    /// What it tries, in one line.
+    pub description: String,
+}
+
+/// The author of what a person wrote.
+pub const HUMAN: &str = "human";
+
+/// Makes one experiment of a recipe from elsewhere, in a search that does not run.
 ///
 /// # Errors
 /// As [`report`], and [`Failure::Recipe`].
-pub fn attempt(root: &Path, layout: &Layout, options: &Options, source: &str, what: &str) -> Result<(), Failure> {
+pub fn attempt(root: &Path, layout: &Layout, options: &Options, attempt: &Attempt) -> Result<(), Failure> {
     with(root, layout, options, |search| {
-        search.propose_recipe(source, what)?;
+        if attempt.author != HUMAN {
+            check_sandbox(search.campaign.sandbox)?;
+        }
+        search.propose_recipe(&attempt.source, &attempt.author, &attempt.description)?;
         search.printer.line(&results::header());
         match search.turn()? {
             Turn::Interrupted => Err(Failure::Interrupted),
             Turn::Done | Turn::Exhausted(_) => Ok(()),
         }
+    })
+}
+
+/// Refuses code that no person wrote where the sandbox is not complete, unless the campaign accepts that.
+fn check_sandbox(wanted: Sandbox) -> Result<(), Failure> {
+    let why = match wanted {
+        Sandbox::BestEffort => return Ok(()),
+        Sandbox::Off => "this campaign switches it off".to_owned(),
+        Sandbox::On => match doctor::probe() {
+            Ok(enforced) if enforced.is_complete() => return Ok(()),
+            Ok(enforced) => enforced.summary(),
+            Err(e) => format!("{e:#}"),
+        },
+    };
+    Err(Failure::Recipe {
+        message: format!("code that no person wrote runs in the complete sandbox only: {why}"),
+        hint:
+            "`orchestrator doctor` says what is missing; a search whose campaign.toml says sandbox = \"best-effort\" \
+               runs it in what there is"
+                .into(),
     })
 }
 

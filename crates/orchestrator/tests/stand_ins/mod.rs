@@ -56,11 +56,11 @@ awk '{ d = log($1 / 0.01); l = 3 + d * d + 0.2 * sin(100 * $2 + 1000 * $1)
 /// The scripts are no candidates. And few runs, so that every kind of them comes up in a few experiments.
 const SETTINGS: [(&str, &str); 6] = [
     ("sandbox = \"on\"", "sandbox = \"off\""),
-    ("replicates = 5", "replicates = 2"),
+    ("replicates = 3", "replicates = 2"),
     ("fresh_runs = 4", "fresh_runs = 1"),
     ("max_runs = 12", "max_runs = 3"),
     ("level = 0.04", "level = 0.4"),
-    ("borderline = 0.2", "borderline = 0.49"),
+    ("borderline = 0.25", "borderline = 0.49"),
 ];
 
 const PREPARE: &str = r#"#!/bin/sh
