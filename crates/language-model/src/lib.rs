@@ -11,6 +11,7 @@
 
 mod cancel;
 mod cost;
+pub mod edit;
 mod endpoint;
 mod key;
 mod prompt;
