@@ -13,7 +13,9 @@ mod cancel;
 mod cost;
 pub mod edit;
 mod endpoint;
+pub mod history;
 mod key;
+mod lessons;
 mod prompt;
 mod quote;
 mod record;
@@ -25,6 +27,7 @@ pub use endpoint::{
     Answer, Endpoint, EndpointError, Exchange, HttpEndpoint, Identity, Limits, Protocol, Settings, SettingsError,
 };
 pub use key::{KeyError, KeySource, Secret};
+pub use lessons::{LESSON_REQUEST, Lesson, Lessons};
 pub use prompt::{Prompt, Section, Turn, estimated_tokens};
 pub use quote::{QUOTING_NOTE, printable, quote};
 pub use record::{Mismatch, RecordError, Recorder, Recording, Replay, recordings};

@@ -1,5 +1,8 @@
 //! Text of unknown origin made fit for one line, a table or a terminal.
 
+/// Signs of a fence around a text that has none.
+const SHORTEST_FENCE: usize = 3;
+
 /// Whether a character shows nothing and can deceive: controls, marks that turn the direction of writing, zero-width
 /// characters, and the tag block, in which whole sentences can hide. White space is none of them.
 pub(crate) fn is_deceptive(character: char) -> bool {
@@ -45,6 +48,13 @@ pub(crate) fn tail(text: &str, most: usize) -> &str {
     &text[text.ceil_char_boundary(text.len().saturating_sub(most))..]
 }
 
+/// A text in a fence that no line of it can close.
+pub(crate) fn fenced(text: &str, info: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or_default();
+    let fence = "`".repeat(longest.max(SHORTEST_FENCE - 1) + 1);
+    format!("{fence}{info}\n{}\n{fence}\n", text.trim_end_matches('\n'))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -66,6 +76,12 @@ mod tests {
     fn cuts_fall_between_characters() {
         assert_eq!((head("aé", 2), tail("éa", 2)), ("a", "a"));
         assert_eq!((head("aé", 9), tail("éa", 9)), ("aé", "éa"));
+    }
+
+    #[test]
+    fn a_fence_is_longer_than_any_in_the_text() {
+        assert_eq!(fenced("a\n", "rust"), "```rust\na\n```\n");
+        assert_eq!(fenced("`a``\n````\nb", ""), "`````\n`a``\n````\nb\n`````\n");
     }
 
     proptest! {

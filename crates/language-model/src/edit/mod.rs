@@ -13,6 +13,7 @@ mod tests;
 use std::collections::HashSet;
 
 pub use nearest::Excerpt;
+pub(crate) use parse::after_thinking;
 pub use refusal::Refusal;
 
 use crate::text::is_deceptive;

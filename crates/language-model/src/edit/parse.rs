@@ -76,7 +76,7 @@ struct Fence<'a> {
 }
 
 /// What follows a model's thinking, where a server leaves that in the text. `None` when nothing does.
-pub(super) fn after_thinking(answer: &str) -> Option<&str> {
+pub(crate) fn after_thinking(answer: &str) -> Option<&str> {
     match answer.rsplit_once("</think>") {
         Some((_, rest)) => Some(rest),
         None => (!answer.trim_start().starts_with("<think>")).then_some(answer),

@@ -1,6 +1,7 @@
 //! Why an edit was refused, in words for the model that proposed it.
 
 use super::Excerpt;
+use crate::text::fenced;
 
 /// Why an answer gives no edit. The message is written for the model; it quotes the file, and the model's own words.
 /// Blocks are counted from 1.
@@ -138,7 +139,7 @@ pub enum Refusal {
 fn shown(excerpt: &Option<Excerpt>) -> String {
     excerpt.as_ref().map_or_else(String::new, |excerpt| {
         let (first, last) = (excerpt.first_line, excerpt.first_line + excerpt.lines.len() - 1);
-        format!(" The nearest lines, {first} to {last}, are:\n```\n{}\n```", excerpt.lines.join("\n"))
+        format!(" The nearest lines, {first} to {last}, are:\n{}", fenced(&excerpt.lines.join("\n"), "").trim_end())
     })
 }
 
