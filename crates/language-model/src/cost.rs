@@ -173,7 +173,8 @@ impl Budget {
         }
     }
 
-    /// Whether a request that takes at most `next` stays within every cap. It counts all of the prompt as not cached.
+    /// Whether a request that takes at most `next` stays within every cap. Count all of the prompt as input: what will be
+    /// cached is not known before. An endpoint that asks again after a broken answer takes more than one request's tokens.
     ///
     /// # Errors
     /// With the cap that it could pass.

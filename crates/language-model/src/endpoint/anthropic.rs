@@ -38,6 +38,7 @@ pub(super) fn body(settings: &Settings, prompt: &Prompt) -> Value {
         messages.push(json!({ "role": "user", "content": turn.reply }));
     }
     let mut body = settings.parameters.clone();
+    body.retain(|_, value| !value.is_null());
     body.insert("model".into(), settings.model.clone().into());
     body.insert("max_tokens".into(), settings.max_output_tokens.into());
     body.insert("stream".into(), true.into());

@@ -103,14 +103,14 @@ impl HttpEndpoint {
     }
 
     /// Attempts until there is an answer or nothing more to hope for.
-    async fn attempts(&self, body: Bytes, deadline: Instant, progress: &mut Progress) -> Result<Answer, EndpointError> {
+    async fn attempts(&self, body: Bytes, started: Instant, progress: &mut Progress) -> Result<Answer, EndpointError> {
         let mut waits = Waits::new(&self.settings.limits);
         loop {
             progress.attempts += 1;
             let outcome = self.attempt(body.clone(), progress).await;
             progress.settle();
             let Err(error) = outcome else { return outcome };
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = self.settings.limits.total.saturating_sub(started.elapsed());
             let Some(wait) = waits.next(&error, left) else { return Err(error) };
             tracing::info!(attempt = progress.attempts, ?wait, %error, "the endpoint is asked again");
             tokio::time::sleep(wait).await;
@@ -123,6 +123,9 @@ impl HttpEndpoint {
         progress.partial = Some(Partial::default());
         let response = match timeout(idle, request).await {
             Err(_) => return Err(EndpointError::Idle { limit: idle }),
+            Ok(Err(error)) if !error.is_connect() => {
+                return Err(EndpointError::Broken { reason: self.clean(&reason(&error)) });
+            }
             Ok(Err(error)) => {
                 // Nobody has worked on what did not arrive.
                 progress.partial = None;
@@ -164,11 +167,12 @@ impl HttpEndpoint {
             })?;
             // An event without data is a comment or a field that concerns browsers.
             let Some(data) = event.data else { continue };
+            // Before anything of it is cut: half a key is one too.
+            let data = self.redact(data);
             match self.settings.protocol {
-                Protocol::OpenAi => openai::event(partial, &data),
-                Protocol::Anthropic => anthropic::event(partial, &data),
+                Protocol::OpenAi => openai::event(partial, &data)?,
+                Protocol::Anthropic => anthropic::event(partial, &data)?,
             }
-            .map_err(|error| self.without_key(error))?;
             if partial.text.len() > limits.answer_bytes {
                 return Err(EndpointError::TooLong { limit: limits.answer_bytes });
             }
@@ -216,20 +220,6 @@ impl HttpEndpoint {
     fn clean(&self, text: &str) -> String {
         one_line(&self.redact(text.to_owned()), MESSAGE)
     }
-
-    /// An error out of a stream, which may quote anything.
-    fn without_key(&self, mut error: EndpointError) -> EndpointError {
-        use EndpointError::{OutOfCredit, RateLimited, Rejected, Server, Unauthorized};
-        if let OutOfCredit { message }
-        | RateLimited { message, .. }
-        | Rejected { message, .. }
-        | Server { message, .. }
-        | Unauthorized { message, .. } = &mut error
-        {
-            *message = self.redact(std::mem::take(message));
-        }
-        error
-    }
 }
 
 impl Endpoint for HttpEndpoint {
@@ -240,7 +230,7 @@ impl Endpoint for HttpEndpoint {
         let limit = self.settings.limits.total;
         let mut progress =
             Progress { prompt_tokens: prompt.tokens(), attempts: 0, usage: Usage::default(), partial: None };
-        let outcome = self.ask_within(prompt, cancel, started + limit, &mut progress);
+        let outcome = self.ask_within(prompt, cancel, started, &mut progress);
         progress.settle();
         let outcome = outcome.unwrap_or(Err(EndpointError::TotalTime { limit, attempts: progress.attempts }));
         Exchange { outcome, usage: progress.usage, attempts: progress.attempts, latency: started.elapsed() }
@@ -264,7 +254,7 @@ impl HttpEndpoint {
         &self,
         prompt: &Prompt,
         cancel: &Cancel,
-        deadline: Instant,
+        started: Instant,
         progress: &mut Progress,
     ) -> Option<Result<Answer, EndpointError>> {
         if let Some(key) = &self.settings.key {
@@ -286,10 +276,7 @@ impl HttpEndpoint {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => Some(Err(EndpointError::Cancelled)),
-                outcome = timeout(
-                    deadline.saturating_duration_since(Instant::now()),
-                    self.attempts(body, deadline, progress),
-                ) => outcome.ok(),
+                outcome = timeout(self.settings.limits.total, self.attempts(body, started, progress)) => outcome.ok(),
             }
         });
         // A name that is still being looked up is not waited for.

@@ -3,7 +3,7 @@
 //! Only the fields that all of them know are sent. Caching of the prompt's beginning is the server's own doing.
 
 use reqwest::Url;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::partial::{Finish, Partial};
 use super::status::{self, MESSAGE};
@@ -29,11 +29,12 @@ pub(super) fn body(settings: &Settings, address: &Url, prompt: &Prompt) -> Value
         messages.push(json!({ "role": "user", "content": turn.reply }));
     }
     let limit = if address.host_str() == Some(RENAMED_LIMIT) { "max_completion_tokens" } else { "max_tokens" };
-    let mut body = settings.parameters.clone();
+    let mut body = Map::from_iter([("stream_options".to_owned(), json!({ "include_usage": true }))]);
+    body.extend(settings.parameters.clone());
+    body.retain(|_, value| !value.is_null());
     body.insert("model".into(), settings.model.clone().into());
     body.insert("messages".into(), messages.into());
     body.insert("stream".into(), true.into());
-    body.insert("stream_options".into(), json!({ "include_usage": true }));
     body.insert(limit.into(), settings.max_output_tokens.into());
     body.into()
 }

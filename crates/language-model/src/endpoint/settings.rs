@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 use crate::Secret;
 
 /// Fields of a request's body that are set here, and by nobody else.
-const RESERVED: [&str; 7] =
-    ["model", "messages", "system", "stream", "stream_options", "max_tokens", "max_completion_tokens"];
+const RESERVED: [&str; 6] = ["model", "messages", "system", "stream", "max_tokens", "max_completion_tokens"];
 
 /// How an endpoint is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +103,8 @@ pub struct Settings {
     pub key: Option<Secret>,
     /// Most tokens of an answer, thinking included.
     pub max_output_tokens: u32,
-    /// Further fields of the request's body: `temperature`, `reasoning_effort`.
+    /// Further fields of the request's body: `temperature`, `reasoning_effort`. A null leaves a field out, for servers
+    /// that refuse what they do not know (`stream_options`).
     pub parameters: Map<String, Value>,
     /// Time and size limits.
     pub limits: Limits,

@@ -141,6 +141,17 @@ fn no_more_beginnings_are_cached_than_the_api_allows() {
 }
 
 #[test]
+fn a_parameter_of_null_leaves_a_field_out() {
+    for protocol in [Protocol::OpenAi, Protocol::Anthropic] {
+        let mut settings = settings(protocol, "http://localhost".into());
+        settings.parameters.insert("stream_options".into(), Value::Null);
+        settings.parameters.insert("top_k".into(), json!(40));
+        let body = HttpEndpoint::new(settings).expect("an endpoint").body(&prompt());
+        assert_eq!((body.get("stream_options"), &body["top_k"]), (None, &json!(40)));
+    }
+}
+
+#[test]
 fn a_conversation_goes_on() {
     let turns = vec![Turn { answer: "first".into(), reply: "it misses".into() }];
     let prompt = Prompt { turns, ..prompt() };
@@ -248,8 +259,8 @@ fn a_stream_that_breaks_is_asked_for_again() {
     let mut settings = settings(Protocol::OpenAi, server.base_url());
     settings.limits.retries = 4;
     let exchange = ask_with(settings);
-    // The list of replies has ended, and the server with it.
-    assert_eq!(exchange.attempts, 5);
+    // The list of replies has ended: the fifth gets nothing at all, like the third.
+    assert_eq!((exchange.attempts, exchange.usage.input), (5, 5 * prompt().tokens()));
     assert!(error(exchange).is_transient());
     for (protocol, whole) in [(Protocol::OpenAi, openai("whole")), (Protocol::Anthropic, anthropic("whole"))] {
         let cut = whole.split_inclusive("\n\n").take(1).collect::<String>();
