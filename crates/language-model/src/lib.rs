@@ -50,6 +50,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 mod cancel;
 mod cost;
 pub mod edit;

@@ -69,6 +69,16 @@ impl Prompt {
         tokens
     }
 
+    /// All of it as one text: for a program that takes a prompt on its input, and for people.
+    pub fn text(&self) -> String {
+        let mut sections = [self.stable.as_slice(), self.changing.as_slice()].concat();
+        for turn in &self.turns {
+            sections.push(Section::new("Your earlier answer", turn.answer.as_str()));
+            sections.push(Section::new("What is wrong with it", turn.reply.as_str()));
+        }
+        render(&sections)
+    }
+
     /// Hands every text in it to `each`, in order.
     pub(crate) fn texts(&self, mut each: impl FnMut(&str)) {
         for section in self.stable.iter().chain(&self.changing) {
@@ -111,6 +121,18 @@ mod tests {
         assert_eq!(hashes.len(), prompts.len());
         assert!(hashes.iter().all(|hash| hash.len() == 64));
         assert_eq!(prompts[1].sha256(), prompts[1].clone().sha256());
+    }
+
+    #[test]
+    fn a_prompt_is_one_text_in_the_order_of_its_parts() {
+        let prompt = Prompt {
+            stable: vec![Section::new("Task", "Lower the loss.\n\n")],
+            changing: vec![Section::new("History", "None.")],
+            turns: vec![Turn { answer: "x".into(), reply: "It misses.".into() }],
+        };
+        let expected = "# Task\n\nLower the loss.\n\n# History\n\nNone.\n\n# Your earlier answer\n\nx\n\n\
+            # What is wrong with it\n\nIt misses.\n";
+        assert_eq!(prompt.text(), expected);
     }
 
     #[test]
