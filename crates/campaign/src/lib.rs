@@ -249,9 +249,8 @@ pub struct Constraints {
     pub train_unquantized: bool,
 }
 
-/// `[noise]`: how a candidate's gain is told from luck. The defaults are among the best of those that
-/// `cargo bench -p orchestrator --profile release --bench noise -- --choose` tries: not worse than the first within the
-/// simulation's error, with the fewest replicates and false keeps.
+/// `[noise]`: how a candidate's gain is told from luck. The defaults are the best of those that
+/// `cargo bench -p orchestrator --profile release --bench noise -- --choose` tries.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Noise {
@@ -269,7 +268,7 @@ pub struct Noise {
 
 impl Default for Noise {
     fn default() -> Self {
-        Self { replicates: 3, fresh_runs: 4, level: 0.04, borderline: 0.25, max_runs: 12 }
+        Self { replicates: 3, fresh_runs: 4, level: 0.05, borderline: 0.2, max_runs: 12 }
     }
 }
 

@@ -59,8 +59,8 @@ const SETTINGS: [(&str, &str); 6] = [
     ("replicates = 3", "replicates = 2"),
     ("fresh_runs = 4", "fresh_runs = 1"),
     ("max_runs = 12", "max_runs = 3"),
-    ("level = 0.04", "level = 0.4"),
-    ("borderline = 0.25", "borderline = 0.49"),
+    ("level = 0.05", "level = 0.4"),
+    ("borderline = 0.2", "borderline = 0.49"),
 ];
 
 const PREPARE: &str = r#"#!/bin/sh
