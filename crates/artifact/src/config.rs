@@ -120,13 +120,6 @@ impl ModelConfig {
         (0..self.num_hidden_layers).flat_map(|layer| ProjectionKind::ALL.map(|kind| kind.tensor(layer))).collect()
     }
 
-    /// Length of [`ModelConfig::tensors`].
-    pub fn tensor_count(&self) -> usize {
-        let norms = if self.architecture == Architecture::Qwen3 { 4 } else { 2 };
-        let outside = if self.tie_word_embeddings { 2 } else { 3 };
-        self.num_hidden_layers.saturating_mul(ProjectionKind::ALL.len() + norms).saturating_add(outside)
-    }
-
     /// Checks that the shape is one a decoder can have; the error names the key and what to do.
     ///
     /// # Errors

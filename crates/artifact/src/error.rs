@@ -30,3 +30,12 @@ pub enum ArtifactError {
         reason: String,
     },
 }
+
+/// Most characters of a stranger's text in a message.
+const MOST_SHOWN: usize = 120;
+
+/// Text of a file that nobody has checked, for a message: no control characters, and cut where it is long.
+pub(crate) fn shown(text: &str) -> String {
+    let cut = if text.chars().nth(MOST_SHOWN).is_some() { "…" } else { "" };
+    text.chars().take(MOST_SHOWN).map(|c| c.escape_debug().to_string()).chain([cut.to_owned()]).collect()
+}

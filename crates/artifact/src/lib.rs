@@ -13,10 +13,12 @@ mod trits;
 
 pub use config::{Architecture, Grouping, ModelConfig, ProjectionKind, RopeScaling};
 pub use error::ArtifactError;
-pub use file::{MAX_HEADER_BYTES, sha256_file};
+pub use file::sha256_file;
 pub use tensor::{DenseData, DenseTensor, TernaryTensor};
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use error::shown;
 
 /// A quantized model as a recipe produced it.
 ///
@@ -41,8 +43,8 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// Checks that the artifact is whole: every tensor of the configuration exactly once and in its shape, groups that
-    /// divide their rows, codes in −1..=1, finite values.
+    /// Checks that the artifact is whole: every tensor of the configuration exactly once and in its shape and no other,
+    /// groups that divide their rows, codes in −1..=1, scales above 0, finite values.
     ///
     /// # Errors
     /// The first thing that is wrong, with the tensor's name.
@@ -61,8 +63,11 @@ impl Artifact {
         self.dense.iter().try_for_each(DenseTensor::check)
     }
 
-    /// Bits stored for the block projections (packed codes with their padding, scales, dense values) divided by the
-    /// number of projection weights. Embeddings, head and norms do not count.
+    /// Bits stored for the block projections (packed codes with their padding, scales; every value of one that is dense)
+    /// divided by the number of projection weights.
+    ///
+    /// Nothing else in the file can hold a part of a projection: what is neither header nor padding is a tensor of the
+    /// model in its shape, and the other tensors (embedding, head, norms), which do not count, have fixed shapes.
     pub fn bits_per_weight(&self) -> f64 {
         let projections = self.config.projection_names();
         let ternary = self.ternary.iter().filter(|t| projections.contains(&t.name));
@@ -115,17 +120,12 @@ fn check_layout(layout: &Layout) -> Result<(), ArtifactError> {
     if !matches!(layout.activation_bits, 4 | 8 | 16) {
         return invalid(format!("activation_bits is {}; use 16, 8 or 4", layout.activation_bits));
     }
-    let given = layout.ternary.len() + layout.dense.len() + layout.from_base.len();
-    let wanted = layout.config.tensor_count();
-    if given != wanted {
-        return invalid(format!("it has {given} tensors; the configuration has {wanted}"));
-    }
     let tensors: BTreeMap<String, Vec<usize>> = layout.config.tensors().into_iter().collect();
     let projections = layout.config.projection_names();
     let mut seen = BTreeSet::new();
     let mut look_up = |name: &str| -> Result<&Vec<usize>, ArtifactError> {
         let Some((name, shape)) = tensors.get_key_value(name) else {
-            let reason = format!("tensor {name} is not in the configuration");
+            let reason = format!("tensor {} is not one of the model", shown(name));
             return Err(ArtifactError::Invalid { reason });
         };
         if !seen.insert(name.as_str()) {
@@ -155,6 +155,10 @@ fn check_layout(layout: &Layout) -> Result<(), ArtifactError> {
         if projections.contains(name) {
             return invalid(format!("projection {name} is not stored; store every projection"));
         }
+    }
+    if let Some(missing) = tensors.keys().find(|name| !seen.contains(name.as_str())) {
+        let (given, wanted) = (seen.len(), tensors.len());
+        return invalid(format!("tensor {missing} is missing: it has {given} tensors; the configuration has {wanted}"));
     }
     match layout.base_sha256 {
         None if !layout.from_base.is_empty() => {

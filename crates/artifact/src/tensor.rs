@@ -15,7 +15,7 @@ pub struct TernaryTensor {
     pub grouping: Grouping,
     /// −1, 0 or 1; row-major, `out × in`.
     pub codes: Vec<i8>,
-    /// Row-major, `out × in/width`; a single one for [`Grouping::Tensor`].
+    /// Above 0; row-major, `out × in/width`; a single one for [`Grouping::Tensor`].
     pub scales: Vec<f16>,
 }
 
@@ -93,8 +93,9 @@ impl TernaryTensor {
         if !self.codes.iter().fold(true, |ok, &code| ok & (-1..=1).contains(&code)) {
             return invalid(format!("{name} has codes other than -1, 0 and 1"));
         }
-        if !self.scales.iter().all(|scale| scale.is_finite()) {
-            return invalid(format!("{name} has a scale that is not finite"));
+        // A sign belongs to the codes, and a group of zeros says so in its codes: a weight is written in one way.
+        if !self.scales.iter().all(|scale| scale.is_finite() && *scale > f16::ZERO) {
+            return invalid(format!("{name} has a scale that is not a positive number"));
         }
         Ok(())
     }
