@@ -30,9 +30,11 @@ pub fn check(
                     && allowed.width(tensor.shape[1]) == tensor.grouping.width(tensor.shape[1]))
         };
         if !limits.groupings.iter().any(|&allowed| same(allowed)) {
+            let allowed: Vec<String> = limits.groupings.iter().map(Grouping::to_string).collect();
             return Err(format!(
-                "projection {name} has scales per {:?}; this campaign allows {:?}",
-                tensor.grouping, limits.groupings
+                "projection {name} has scales by {}; this campaign allows {}",
+                tensor.grouping,
+                allowed.join(", ")
             ));
         }
     }

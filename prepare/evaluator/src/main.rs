@@ -1,7 +1,11 @@
 //! `evaluator`: measures an artifact, or the full-precision parent, on a part of the text.
 //!
-//! Exit codes: 0 measured, 1 could not measure (the message says what to do), 4 the artifact is invalid.
+//! Exit codes: 0 measured; 4 the artifact is invalid, which is the fault of what made it; 1 could not measure, which is
+//! never the artifact's fault: the campaign, the data, the base model or the machine is not as it should be, and the
+//! message says what to do.
 
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,6 +23,8 @@ use tch::{Cuda, Device, Kind};
 
 /// Exit code of an artifact that breaks a limit of the campaign or is malformed.
 const INVALID: u8 = 4;
+/// Exit code when nothing could be measured, whatever the artifact is.
+const FAILED: u8 = 1;
 
 /// Measures an artifact on a part of the text, from its stored codes and scales alone.
 ///
@@ -79,20 +85,27 @@ enum Outcome {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match run(&args) {
-        Ok(Outcome::Measured(report)) => {
+    // libtorch's failures, out of memory included, come as panics that have printed their message. What an artifact can
+    // do wrong has been refused before anything is computed from it.
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(&args)));
+    ExitCode::from(match outcome {
+        Ok(Ok(Outcome::Measured(report))) => {
             print!("{}", report.summary());
-            ExitCode::SUCCESS
+            0
         }
-        Ok(Outcome::Invalid(reason)) => {
+        Ok(Ok(Outcome::Invalid(reason))) => {
             eprintln!("invalid artifact: {reason}");
-            ExitCode::from(INVALID)
+            INVALID
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            FAILED
         }
-    }
+        Err(_) => {
+            eprintln!("error: measuring broke off with the message above; if it speaks of memory, free some");
+            FAILED
+        }
+    })
 }
 
 fn run(args: &Args) -> Result<Outcome> {
@@ -147,8 +160,7 @@ fn measure(args: &Args) -> Result<Outcome> {
                 .folder
                 .as_deref()
                 .context("this campaign trains from scratch: there is no parent to measure; leave out --base")?;
-            let stored = Weights::load(folder, None, Device::Cpu)?;
-            stored.check(&base.config)?;
+            let stored = load_parent(folder, &base.config)?;
             report.bits_per_weight = stored_bits(&base.config, &stored)?;
             report.artifact_sha256 = base.sha256.clone().unwrap_or_default();
             let stored: Weights = stored.iter().map(|(n, t)| (n.to_owned(), t.to_device(device))).collect();
@@ -159,8 +171,15 @@ fn measure(args: &Args) -> Result<Outcome> {
         Some(path) => {
             let artifact = match Artifact::read_expecting(path, &base.config) {
                 Ok(artifact) => artifact,
+                Err(ArtifactError::Invalid { reason }) => return Ok(Outcome::Invalid(reason)),
+                Err(ArtifactError::Malformed { reason, .. }) => {
+                    return Ok(Outcome::Invalid(format!("it is not a readable artifact: {reason}")));
+                }
+                // Who wrote it chose who may read it.
+                Err(ArtifactError::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+                    return Ok(Outcome::Invalid("its file or folder is closed to readers".into()));
+                }
                 Err(error @ ArtifactError::Io { .. }) => return Err(error.into()),
-                Err(error) => return Ok(Outcome::Invalid(error.to_string())),
             };
             let sha256 = base.sha256.as_deref();
             if let Err(reason) = evaluator::constraints::check(&artifact, &base.config, sha256, &campaign.constraints) {
@@ -170,7 +189,7 @@ fn measure(args: &Args) -> Result<Outcome> {
             report.bits_per_weight = artifact.bits_per_weight();
             [report.q_neg1, report.q_zero, report.q_pos1] = artifact.shares();
             let parent = match (&base.folder, artifact.from_base.is_empty()) {
-                (Some(folder), false) => Some(Weights::load(folder, None, Device::Cpu)?),
+                (Some(folder), false) => Some(load_parent(folder, &base.config)?),
                 _ => None,
             };
             let all = weights(&artifact, parent.as_ref(), device)?;
@@ -197,6 +216,7 @@ fn measure(args: &Args) -> Result<Outcome> {
     report.window_losses = score.window_losses;
     if !report.eval_loss.is_finite() {
         // JSON has no NaN, and a model whose loss is not a number has not been measured.
+        ensure!(args.artifact.is_some(), "the base model's loss is not a finite number: run `prepare` again");
         return Ok(Outcome::Invalid("its loss on this part is not a finite number".into()));
     }
     Ok(Outcome::Measured(Box::new(report)))
@@ -231,6 +251,13 @@ impl Base {
         }
         Ok(Self { config, folder: Some(folder), sha256: Some(found) })
     }
+}
+
+/// The parent's tensors in their stored types, on the processor.
+fn load_parent(folder: &Path, config: &ModelConfig) -> Result<Weights> {
+    let weights = Weights::load(folder, None, Device::Cpu)?;
+    weights.check(config).context("the base model is not what its config.json says; run `prepare` again")?;
+    Ok(weights)
 }
 
 /// The text to score.
