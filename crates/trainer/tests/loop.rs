@@ -40,7 +40,7 @@ source = { from = "file:experiments/tiny/text.txt", sha256 = "any" }
 
 [budget]
 tokens = 60000
-hard_limit_seconds = 60.0
+hard_limit_seconds = 45.0
 grace_seconds = 2.0
 memory_gb = 3.0
 disk_gb = 0.5
@@ -51,8 +51,8 @@ dev_tokens = 512
 dev_evals = 2
 
 [constraints]
-max_bits_per_weight = 4.0
-groupings = [16, 32]
+max_bits_per_weight = 3.65
+groupings = [8, 16, 32]
 train_unquantized = true
 
 [noise]
