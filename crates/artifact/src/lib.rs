@@ -164,8 +164,8 @@ fn check_layout(layout: &Layout) -> Result<(), ArtifactError> {
         None if !layout.from_base.is_empty() => {
             invalid("tensors are taken from a base model, but base_sha256 is missing".into())
         }
-        Some(hash) if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            invalid("base_sha256 is not 64 hex digits".into())
+        Some(hash) if hash.len() != 64 || !hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) => {
+            invalid("base_sha256 is not 64 hex digits in lower case".into())
         }
         _ => Ok(()),
     }

@@ -163,6 +163,7 @@ fn a_header_says_what_it_must_and_no_more() {
     ] {
         refused(&forgery().edit(from, to).bytes(), "not written as an artifact's is");
     }
+    refused(&forgery().edit("89abcdef\"", "89abcdeF\"").bytes(), "base_sha256 is not 64 hex digits in lower case");
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub fn check(
         return Err(format!("it stores {bits:.4} bits per weight; this campaign allows {most}"));
     }
     match (&artifact.base_sha256, base_sha256) {
-        (Some(of), Some(base)) if of.eq_ignore_ascii_case(base) => {}
+        (Some(of), Some(base)) if of == base => {}
         (Some(of), Some(base)) => {
             return Err(format!("it was made from base model {of}; this campaign's is {base}"));
         }

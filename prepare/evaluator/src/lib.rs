@@ -5,5 +5,6 @@
 //! logged is read, and the train part is never opened. An artifact outside the campaign's limits is not measured.
 
 pub mod constraints;
+pub mod prepared;
 pub mod quantized;
 pub mod report;

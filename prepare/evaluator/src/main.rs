@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use artifact::{Artifact, ArtifactError, ModelConfig};
 use campaign::{Campaign, Part, Precision};
 use clap::{ArgGroup, Parser, ValueEnum};
 use corpus::Corpus;
+use evaluator::prepared::Prepared;
 use evaluator::quantized::{Quantized, weights};
 use evaluator::report::{Report, write_json};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -125,7 +126,8 @@ fn run(args: &Args) -> Result<Outcome> {
 fn measure(args: &Args) -> Result<Outcome> {
     let campaign = Campaign::load(&args.campaign)?;
     let device = device(args.device)?;
-    let base = Base::open(&campaign, &args.data)?;
+    let prepared = Prepared::read(&args.data)?;
+    let base = Base::open(&campaign, &args.data, &prepared)?;
     campaign.check_model(&base.config).map_err(anyhow::Error::msg)?;
     let compute = match campaign.evaluation.precision {
         Precision::F32 => Kind::Float,
@@ -136,6 +138,8 @@ fn measure(args: &Args) -> Result<Outcome> {
         EvaluationPart::Select => (Part::Select, "select"),
         EvaluationPart::Report => (Part::Report, "report"),
     };
+    // The manifest has the hashes of the rest.
+    prepared.verify("text/manifest.json")?;
     let text = Text::read(&args.data, part, &campaign, &base.config)?;
 
     let mut report = Report {
@@ -230,26 +234,17 @@ struct Base {
 }
 
 impl Base {
-    /// Finds the model and checks that the weights are those that `prepare` recorded.
-    fn open(campaign: &Campaign, data: &Path) -> Result<Self> {
+    /// Finds the model and checks that it is the one that `prepare` recorded.
+    fn open(campaign: &Campaign, data: &Path, prepared: &Prepared) -> Result<Self> {
         if let Some(config) = &campaign.model.scratch {
             return Ok(Self { config: config.clone(), folder: None, sha256: None });
         }
         let folder = data.join("base");
-        let config = Weights::config(&folder)?;
-        let path = folder.join("base.json");
-        let again = || format!("cannot read {}; run `prepare` for this campaign", path.display());
-        let record: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(&path).with_context(again)?).with_context(again)?;
-        let recorded = record["sha256"].as_str().with_context(again)?;
-        let found = artifact::sha256_file(&folder.join("model.safetensors"))?;
-        if !found.eq_ignore_ascii_case(recorded) {
-            bail!(
-                "{} has sha256 {found}, `prepare` recorded {recorded}: run `prepare` again",
-                folder.join("model.safetensors").display()
-            );
-        }
-        Ok(Self { config, folder: Some(folder), sha256: Some(found) })
+        prepared.verify("base/config.json")?;
+        // The trainer takes the hash that it hands over from here.
+        prepared.verify("base/base.json")?;
+        let sha256 = prepared.verify("base/model.safetensors")?;
+        Ok(Self { config: Weights::config(&folder)?, folder: Some(folder), sha256: Some(sha256) })
     }
 }
 

@@ -45,12 +45,26 @@ fn a_campaign_that_is_not_there_or_contradicts_itself() {
 fn text_that_changed() {
     cannot_measure(false, "select-00000.tokens", |f| flip_last_byte(&f.path("data/text/select-00000.tokens")));
     cannot_measure(false, "manifest.json", |f| fs::remove_file(f.path("data/text/manifest.json")).expect("remove"));
+    // In agreement with itself, and not what was prepared.
+    cannot_measure(false, "manifest.json has sha256", |f| {
+        let path = f.path("data/text/manifest.json");
+        fs::write(&path, fs::read_to_string(&path).expect("read") + "\n").expect("write");
+    });
+    cannot_measure(false, "prepared.json; run `prepare`", |f| {
+        fs::remove_file(f.path("data/prepared.json")).expect("remove");
+    });
     cannot_measure(false, "token_bytes.u16", |f| flip_last_byte(&f.path("data/text/token_bytes.u16")));
 }
 
 #[test]
 fn a_base_model_that_changed() {
     cannot_measure(true, "run `prepare` again", |f| flip_last_byte(&f.path("data/base/model.safetensors")));
+    // A context of another length, or rotary embeddings of another base, is another model.
+    cannot_measure(true, "config.json has sha256", |f| {
+        let path = f.path("data/base/config.json");
+        let text = fs::read_to_string(&path).expect("read");
+        fs::write(&path, text.replace("10000.0", "20000.0")).expect("write");
+    });
     cannot_measure(true, "base.json", |f| fs::remove_file(f.path("data/base/base.json")).expect("remove"));
     cannot_measure(true, "model.safetensors", |f| {
         fs::remove_file(f.path("data/base/model.safetensors")).expect("remove")
@@ -69,6 +83,7 @@ fn a_base_model_of_another_shape() {
         fs::write(&weights, bytes).expect("write");
         let sha256 = artifact::sha256_file(&weights).expect("hash");
         fs::write(f.path("data/base/base.json"), format!("{{\"sha256\":\"{sha256}\"}}")).expect("write");
+        f.stamp();
         // The artifact was made from it.
         let mut artifact = f.artifact(true);
         artifact.base_sha256 = Some(sha256);
