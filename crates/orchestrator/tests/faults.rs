@@ -256,3 +256,25 @@ fn code_that_no_person_wrote_needs_the_whole_sandbox() {
     assert_eq!(by("human").0, Some(0));
     assert_eq!(repository.outcome().len(), 3);
 }
+
+#[test]
+fn training_past_the_budget_is_seen_by_our_own_clock() {
+    let repository = Repository::new();
+    let campaign = repository.root().join("experiments/nano/campaign.toml");
+    let text = fs::read_to_string(&campaign).unwrap();
+    assert!(text.contains("seconds = 60.0"));
+    fs::write(&campaign, text.replacen("seconds = 60.0", "seconds = 0.1", 1)).unwrap();
+    // It trains for a minute, and would say that it was a second.
+    let trainer = repository.dir.path().join("stand-ins/trainer");
+    let script = fs::read_to_string(&trainer).unwrap();
+    fs::write(&trainer, script.replacen("echo RATE", "[ RATE = 7e-3 ] && sleep 60\necho RATE", 1)).unwrap();
+    repository.git(&["commit", "-q", "-am", "short"]);
+    repository.run(&arguments("1"));
+    let file = repository.dir.path().join("candidate.rs");
+    fs::write(&file, RECIPE.replace("4e-3", "7e-3")).unwrap();
+    let out = repository.output(&["try", file.to_str().unwrap(), "--tag", "t"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let row = &repository.json(&["results", "--json"])["experiments"][1];
+    assert_eq!(row["status"], "timeout", "{row}");
+    assert!(row["reason"].as_str().unwrap().contains("over its budget"), "{row}");
+}

@@ -38,7 +38,9 @@ impl Search<'_> {
         let log = folder.join("run.log");
         let out = self.layout.out(run);
         let budget = &self.campaign.budget;
-        let limit = Duration::try_from_secs_f64(budget.hard_limit_seconds).context("budget.hard_limit_seconds")?;
+        let fair = self.fair_seconds().filter(|&seconds| seconds < budget.hard_limit_seconds);
+        let seconds = fair.unwrap_or(budget.hard_limit_seconds);
+        let limit = Duration::try_from_secs_f64(seconds).context("budget.hard_limit_seconds")?;
         let grace = Duration::try_from_secs_f64(budget.grace_seconds).context("budget.grace_seconds")?;
         let mut task = Task::new(&trainer.path, &folder, log.clone(), limit, grace)
             .flag("--campaign", self.layout.campaign_copy())
@@ -69,7 +71,13 @@ impl Search<'_> {
         let reason = match finished.end {
             End::Interrupted => return Err(Broken::Interrupted("training")),
             End::TimedOut => {
-                let reason = format!("stopped at the hard limit of {} s", budget.hard_limit_seconds);
+                let reason = match fair {
+                    Some(seconds) => format!(
+                        "stopped after {seconds:.0} s: with what the baseline takes besides, training was over its \
+                         budget"
+                    ),
+                    None => format!("stopped at the hard limit of {seconds} s"),
+                };
                 return Err(Broken::Failed(Status::Timeout, reason));
             }
             End::Overflowed => "wrote more than an experiment may".into(),
@@ -98,6 +106,24 @@ impl Search<'_> {
             End::Killed(signal) => format!("trainer was killed by signal {signal}"),
         };
         Err(Broken::Failed(Status::Crash, reason))
+    }
+}
+
+/// What a run may take longer than the budget and the baseline's time besides training: shares of the two, and seconds.
+const FAIR_BUDGET: f64 = 1.05;
+const FAIR_REST: f64 = 1.5;
+const FAIR_SECONDS: f64 = 3.0;
+
+impl Search<'_> {
+    /// Seconds after which a run must have trained longer than it may, by our own clock: what it says of itself comes from
+    /// the process that the recipe runs in. Start, dev evaluation and export take what they took the baseline, about.
+    /// `None` for a budget in tokens, and for the baseline itself, which a person wrote.
+    fn fair_seconds(&self) -> Option<f64> {
+        let budget = self.campaign.budget.seconds?;
+        let baseline = self.state.baseline()?;
+        let replicates = self.state.replicates_of(baseline.experiment).map(|replicate| &replicate.trained);
+        let rest = baseline.trained.iter().chain(replicates).map(|run| run.wall_s - run.train_s).fold(0.0, f64::max);
+        Some(budget * FAIR_BUDGET + rest * FAIR_REST + FAIR_SECONDS)
     }
 }
 
