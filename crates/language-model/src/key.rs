@@ -132,6 +132,12 @@ impl Secret {
         }
     }
 
+    /// A key for tests.
+    #[cfg(test)]
+    pub(crate) fn of(value: &str) -> Self {
+        Self { value: value.to_owned(), origin: "a test".to_owned() }
+    }
+
     /// Where it was read: `the variable OPENAI_API_KEY`.
     pub fn origin(&self) -> &str {
         &self.origin

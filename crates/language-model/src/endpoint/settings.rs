@@ -176,10 +176,9 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::KeySource;
 
     fn settings(base_url: &str, key: bool) -> Settings {
-        let key = key.then(|| Secret::read(&KeySource::Environment("CARGO_PKG_NAME".into())).expect("a value"));
+        let key = key.then(|| Secret::of("sk-0123456789"));
         Settings {
             protocol: Protocol::OpenAi,
             base_url: base_url.into(),

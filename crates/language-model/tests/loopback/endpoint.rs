@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use crate::secret;
 use crate::server::{HANGING, Reply, Server, Step, anthropic, events, openai, reply, stream};
 use language_model::{
-    Cancel, Endpoint, EndpointError, Exchange, HttpEndpoint, KeySource, Limits, Prompt, Protocol, Secret, Section,
-    Settings, Turn, Usage,
+    Cancel, Endpoint, EndpointError, Exchange, HttpEndpoint, Limits, Prompt, Protocol, Section, Settings, Turn, Usage,
 };
 use serde_json::{Value, json};
 
+const KEY: &str = "sk-0123456789";
 /// Limits under which nothing but a fault is slow.
 const LIMITS: Limits = Limits {
     connect: HANGING,
@@ -24,13 +25,11 @@ const LIMITS: Limits = Limits {
 const SHORT: Duration = Duration::from_millis(500);
 
 fn settings(protocol: Protocol, base_url: String) -> Settings {
-    // cargo sets this variable for tests: the key is the package's name.
-    let key = Secret::read(&KeySource::Environment("CARGO_PKG_NAME".into())).expect("a key");
     Settings {
         protocol,
         base_url,
         model: "asked".into(),
-        key: Some(key),
+        key: Some(secret(KEY)),
         max_output_tokens: 512,
         parameters: serde_json::Map::from_iter([("temperature".to_owned(), json!(0.5))]),
         limits: LIMITS,
@@ -94,7 +93,7 @@ fn an_openai_server_is_asked_and_understood() {
 
     let request = server.request();
     assert!(request.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{request}");
-    assert!(request.contains("authorization: Bearer language-model\r\n"), "{request}");
+    assert!(request.contains("authorization: Bearer sk-0123456789\r\n"), "{request}");
     let expected = json!({
         "model": "asked", "stream": true, "stream_options": { "include_usage": true }, "max_tokens": 512,
         "temperature": 0.5,
@@ -117,7 +116,7 @@ fn anthropic_is_asked_with_a_cached_beginning_and_understood() {
 
     let request = server.request();
     assert!(request.starts_with("POST /v1/messages HTTP/1.1\r\n"), "{request}");
-    assert!(request.contains("x-api-key: language-model\r\n") && request.contains("anthropic-version: 2023-06-01\r\n"));
+    assert!(request.contains("x-api-key: sk-0123456789\r\n") && request.contains("anthropic-version: 2023-06-01\r\n"));
     let cached = json!({ "type": "ephemeral" });
     let expected = json!({
         "model": "asked", "stream": true, "max_tokens": 512, "temperature": 0.5,
@@ -410,12 +409,12 @@ fn what_is_no_stream_is_told_with_its_beginning() {
 #[test]
 fn a_refused_key_is_named_and_not_tried_again() {
     for (protocol, status) in [(Protocol::OpenAi, "401 Unauthorized"), (Protocol::Anthropic, "403 Forbidden")] {
-        let server = Server::start(vec![reply(status, "", r#"{"error":{"message":"bad key language-model"}}"#); 2]);
+        let server = Server::start(vec![reply(status, "", r#"{"error":{"message":"bad key sk-0123456789"}}"#); 2]);
         let exchange = ask(protocol, &server);
         assert_eq!(exchange.attempts, 1);
         let message = error(exchange).to_string();
-        assert!(message.contains("the variable CARGO_PKG_NAME"), "{message}");
-        assert!(message.contains("bad key [key]") && !message.contains("language-model"), "{message}");
+        assert!(message.contains("refuses the file") && message.contains("the-key"), "{message}");
+        assert!(message.contains("bad key [key]") && !message.contains(KEY), "{message}");
     }
     let server = Server::start([reply("401 Unauthorized", "", "")]);
     let error = error(ask_with(Settings { key: None, ..settings(Protocol::OpenAi, server.base_url()) }));

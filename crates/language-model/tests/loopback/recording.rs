@@ -2,15 +2,15 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use language_model::{
-    Cancel, Endpoint, EndpointError, Exchange, HttpEndpoint, KeySource, Limits, Mismatch, Prompt, Protocol, Recorder,
-    Recording, Replay, Secret, Section, Settings, recordings,
+    Cancel, Endpoint, EndpointError, Exchange, HttpEndpoint, Limits, Mismatch, Prompt, Protocol, Recorder, Recording,
+    Replay, Section, Settings, recordings,
 };
 
+use crate::secret;
 use crate::server::{Server, anthropic, events, openai, reply, stream};
 
 const KEY: &str = "sk-live-0123456789-abcdefghij";
@@ -19,15 +19,12 @@ fn prompt(text: &str) -> Prompt {
     Prompt { changing: vec![Section::new("Question", text)], ..Prompt::default() }
 }
 
-fn endpoint(protocol: Protocol, server: &Server, folder: &Path) -> HttpEndpoint {
-    let path = folder.join("the-key");
-    fs::write(&path, format!("{KEY}\n")).expect("a file");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a mode");
+fn endpoint(protocol: Protocol, server: &Server) -> HttpEndpoint {
     let settings = Settings {
         protocol,
         base_url: server.base_url(),
         model: "m".into(),
-        key: Some(Secret::read(&KeySource::File(path)).expect("a key")),
+        key: Some(secret(KEY)),
         max_output_tokens: 9,
         parameters: serde_json::Map::new(),
         limits: Limits { retries: 1, first_wait: std::time::Duration::from_millis(1), ..Limits::default() },
@@ -37,7 +34,7 @@ fn endpoint(protocol: Protocol, server: &Server, folder: &Path) -> HttpEndpoint 
 
 /// Records the answers to `a`, `b` and so on.
 fn record(folder: &Path, server: &Server, count: usize) -> Vec<Exchange> {
-    let endpoint = endpoint(Protocol::OpenAi, server, folder);
+    let endpoint = endpoint(Protocol::OpenAi, server);
     let mut recorder = Recorder::new(endpoint, &folder.join("exchanges")).expect("a recorder");
     let ask = |question: char| recorder.ask(&prompt(&question.to_string()), &Cancel::default());
     ('a'..='z').take(count).map(ask).collect()
@@ -122,8 +119,7 @@ fn an_answer_that_cannot_be_recorded_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let exchanges = folder.path().join("exchanges");
     let server = Server::start([stream(openai("x"))]);
-    let mut recorder =
-        Recorder::new(endpoint(Protocol::OpenAi, &server, folder.path()), &exchanges).expect("a recorder");
+    let mut recorder = Recorder::new(endpoint(Protocol::OpenAi, &server), &exchanges).expect("a recorder");
     fs::remove_dir(&exchanges).expect("an empty folder");
     let exchange = recorder.ask(&prompt("a"), &Cancel::default());
     assert!(matches!(exchange.outcome, Err(EndpointError::NotRecorded { .. })), "{exchange:?}");
@@ -176,8 +172,7 @@ fn the_key_is_in_nothing_that_is_kept_or_shown() {
             let count = replies.len();
             let server = Server::start(replies);
             let mut recorder =
-                Recorder::new(endpoint(protocol, &server, folder.path()), &folder.path().join("exchanges"))
-                    .expect("a recorder");
+                Recorder::new(endpoint(protocol, &server), &folder.path().join("exchanges")).expect("a recorder");
             for _ in 0..count {
                 let exchange = recorder.ask(&prompt("what is my key?"), &Cancel::default());
                 let said = exchange.outcome.as_ref().map_or_else(ToString::to_string, |answer| answer.text.clone());
