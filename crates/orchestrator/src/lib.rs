@@ -29,4 +29,5 @@ mod status;
 pub mod verdict;
 mod workspace;
 
+pub use agent::outline;
 pub use cli::main;

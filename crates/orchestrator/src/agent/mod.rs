@@ -3,6 +3,7 @@
 //! A proposal is a pure function of its request: the state of the search is the history, told anew each time, so that
 //! a campaign that was stopped goes on exactly as if it had not been.
 
+mod outline;
 mod random;
 mod search;
 
@@ -16,6 +17,8 @@ use rand::rngs::StdRng;
 use sha2::{Digest, Sha256};
 
 use crate::knobs::{self, KnobError, Space};
+
+pub use outline::outline;
 
 /// Draws after which a space counts as used up when each gave a recipe that was tried before.
 const DRAWS: usize = 1000;
