@@ -2,7 +2,7 @@
 
 use artifact::{Grouping, ModelConfig, ProjectionKind};
 
-use crate::{Campaign, Part};
+use crate::{AgentKind, Campaign, Part};
 
 /// Bits that a code takes in an artifact: five in a byte. Rows that are no multiple of five take a little more.
 const CODE_BITS: f64 = 1.6;
@@ -27,9 +27,7 @@ impl Campaign {
         self.check_evaluation()?;
         self.check_constraints()?;
         self.check_noise()?;
-        if self.agent.startup == 0 {
-            return Err("agent.startup is 0; the optimizer needs at least 1 random proposal".into());
-        }
+        self.check_agent()?;
         match &self.model.scratch {
             Some(config) => self.check_model(config),
             None => Ok(()),
@@ -191,6 +189,31 @@ impl Campaign {
                 "evaluation.dev_tokens is {}, less than one evaluation.window ({window}); raise it",
                 evaluation.dev_tokens
             ));
+        }
+        Ok(())
+    }
+
+    fn check_agent(&self) -> Result<(), String> {
+        let agent = &self.agent;
+        if agent.startup == 0 {
+            return Err("agent.startup is 0; the optimizer needs at least 1 random proposal".into());
+        }
+        let kind = agent.kind.name();
+        let asks = matches!(agent.kind, AgentKind::OpenAi | AgentKind::Anthropic);
+        if asks && agent.model.as_deref().is_none_or(|model| model.trim().is_empty()) {
+            return Err(format!("agent.model is missing; with agent.kind = {kind:?} name the model that is asked"));
+        }
+        if agent.kind == AgentKind::Replay && agent.replay.is_none() {
+            return Err("agent.replay is missing; name the folder of recorded exchanges".into());
+        }
+        if agent.key_variable.is_some() && agent.key_file.is_some() {
+            return Err("agent.key_variable and agent.key_file exclude each other; remove one".into());
+        }
+        if agent.output_tokens == 0 {
+            return Err("agent.output_tokens is 0; an answer needs some".into());
+        }
+        if agent.caps.dollars.is_some() && agent.prices.is_none() {
+            return Err("agent.caps.dollars needs [agent.prices]; add them, or cap tokens or calls".into());
         }
         Ok(())
     }

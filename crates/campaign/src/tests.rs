@@ -33,7 +33,12 @@ fn unknown_keys_name_the_nearest() {
             "unknown key model.scratch.hiden_size; did you mean model.scratch.hidden_size?",
         ),
         ("sha256 =", "sha265 =", "unknown key data.text[0].source.sha265; did you mean data.text[0].source.sha256?"),
-        ("startup = 5", "xyz = 10", "unknown key agent.xyz; the keys in [agent] are kind, seed, startup"),
+        (
+            "startup = 5",
+            "xyz = 10",
+            "unknown key agent.xyz; the keys in [agent] are kind, seed, startup, model, base_url, key_variable, key_file, \
+             format, output_tokens, history_tokens, repairs, parameters, prices, caps, replay",
+        ),
     ];
     for (from, to, wanted) in cases {
         let line = line(NANO, from);
@@ -49,7 +54,11 @@ fn wrong_values_name_their_key() {
             "format = \"wiki-doc\"",
             "data.text[0].format: unknown value \"wiki-doc\"; did you mean \"wiki-docs\"?",
         ),
-        ("kind = \"search\"", "kind = \"llm\"", "agent.kind: unknown value \"llm\"; use one of search, random"),
+        (
+            "kind = \"search\"",
+            "kind = \"llm\"",
+            "agent.kind: unknown value \"llm\"; use one of search, random, openai, anthropic, replay",
+        ),
         ("window = 256", "window = \"256\"", "evaluation.window: invalid type: string \"256\", expected usize"),
         (
             "train = 0.80, dev",
@@ -336,4 +345,17 @@ fn an_unknown_campaign_lists_the_known() {
     );
     assert_eq!(find("../nano").unwrap_err(), "no campaign \"../nano\"; there are: nano, smollm2-135m");
     assert_eq!(find("zzz").unwrap_err(), "no campaign \"zzz\"; there are: nano, smollm2-135m");
+}
+
+#[test]
+fn a_language_model_needs_its_settings() {
+    let with = |kind: &str| NANO.replacen("kind = \"search\"\n", kind, 1);
+    let refused = |kind: &str| Campaign::parse(&with(kind)).expect_err(kind);
+    assert!(refused("kind = \"openai\"\n").contains("agent.model is missing"));
+    assert!(refused("kind = \"replay\"\n").contains("agent.replay is missing"));
+    let priceless = refused("kind = \"anthropic\"\nmodel = \"m\"\ncaps = { dollars = 1.0 }\n");
+    assert!(priceless.contains("needs [agent.prices]"), "{priceless}");
+    let agent =
+        Campaign::parse(&with("kind = \"openai\"\nmodel = \"m\"\nparameters = { temperature = 0.5 }\n")).unwrap().agent;
+    assert!(agent.kind.writes_code() && agent.parameters["temperature"].as_float() == Some(0.5));
 }

@@ -3,8 +3,7 @@
 //! A caller builds a [`Prompt`], asks an [`Endpoint`] (over HTTP, or a replay of what was recorded), pays from a
 //! [`Budget`], and turns the answer into an edited file ([`edit`]). Every text that comes from elsewhere is data: it is
 //! limited in size, made printable where it is shown, and quoted where it is sent on ([`quote()`]). Parts of a prompt that
-//! need nothing but their input are here too: the table of past experiments ([`history`]), the lessons, and the public
-//! interface of a crate ([`api`]).
+//! need nothing but their input are here too: the table of past experiments ([`history`]), and the lessons.
 //!
 //! ```no_run
 //! use language_model::{
@@ -52,7 +51,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod api;
 mod cancel;
 mod cost;
 pub mod edit;

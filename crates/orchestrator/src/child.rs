@@ -24,6 +24,7 @@ use wait4::Wait4;
 
 use crate::files;
 use crate::hold;
+use crate::secrets;
 pub use interrupts::Interrupts;
 use lifeline::Lifeline;
 pub use output::last_lines;
@@ -282,7 +283,7 @@ impl Runner {
 /// of that runs before the lifeline knows its group.
 fn gate(task: &Task) -> Result<(Command, Vec<u8>)> {
     let Some(confined) = &task.confined else {
-        let mut command = Command::new("/bin/sh");
+        let mut command = secrets::command("/bin/sh");
         command.args(["-c", "read -r _ && exec \"$@\" </dev/null", "sh"]).arg(&task.program).args(&task.arguments);
         return Ok((command, b"\n".to_vec()));
     };
@@ -298,7 +299,7 @@ fn gate(task: &Task) -> Result<(Command, Vec<u8>)> {
     } else {
         std::env::current_exe().context("cannot find the orchestrator's own program")?
     };
-    let mut command = Command::new(stage);
+    let mut command = secrets::command(stage);
     command.arg(sandbox::STAGE).env_clear();
     for (name, value) in std::env::vars_os() {
         let inherits = |pattern: &&str| match pattern.strip_suffix('*') {

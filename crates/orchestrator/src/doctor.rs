@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use sandbox::{Enforced, Limits, Policy, Request};
 use serde::Serialize;
 
+use crate::secrets;
 use crate::setup::{self, Accelerator};
 use crate::workspace::Workspace;
 
@@ -69,7 +70,8 @@ fn repository(root: &Path) -> Result<String> {
 }
 
 fn version(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot start {program}"))?;
+    let output =
+        secrets::command(program).args(arguments).output().with_context(|| format!("cannot start {program}"))?;
     ensure!(output.status.success(), "{program} {} fails", arguments.join(" "));
     Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
 }
@@ -112,7 +114,7 @@ pub fn probe() -> Result<Enforced> {
         },
         report: Some(report.clone()),
     };
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = secrets::command(std::env::current_exe()?)
         .arg(sandbox::STAGE)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

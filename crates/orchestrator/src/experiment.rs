@@ -8,6 +8,7 @@ mod build;
 mod confine;
 mod evaluate;
 mod pins;
+mod think;
 mod train;
 
 use std::fs;
@@ -29,6 +30,7 @@ use crate::verdict::{self, Comparison, Next};
 
 pub use evaluate::Subject;
 use pins::Trainer;
+use think::Asked;
 
 /// How a turn of the loop ended.
 pub enum Turn {
@@ -71,19 +73,26 @@ impl Search<'_> {
             return Ok(Turn::Interrupted);
         }
         if self.state.flight.is_none()
-            && let Some(nothing) = self.propose()?
+            && let Some(ended) = self.propose()?
         {
-            return Ok(Turn::Exhausted(nothing));
+            return Ok(ended);
         }
-        match self.experiment() {
-            Ok(()) => Ok(Turn::Done),
-            Err(Broken::Failed(status, reason)) => {
-                // A full disk is no fault of the candidate's.
-                self.check_space()?;
-                self.fail(status, reason)
+        loop {
+            match self.experiment() {
+                Ok(()) => {}
+                Err(Broken::Failed(status, reason)) => {
+                    // A full disk is no fault of the candidate's.
+                    self.check_space()?;
+                    if self.repaired(&reason)? {
+                        continue;
+                    }
+                    self.fail(status, reason)?;
+                }
+                Err(Broken::Interrupted(what)) => return self.interrupted(what),
+                Err(Broken::Cannot(failure)) => return Err(failure),
             }
-            Err(Broken::Interrupted(what)) => self.interrupted(what),
-            Err(Broken::Cannot(failure)) => Err(failure),
+            self.learn()?;
+            return Ok(Turn::Done);
         }
     }
 
@@ -240,8 +249,15 @@ impl Search<'_> {
         self.layout.folder(run).join("trainer")
     }
 
-    /// Puts a new candidate in flight, or says why there is none.
-    fn propose(&mut self) -> Result<Option<String>, Failure> {
+    /// Puts a new candidate in flight, or says how the turn ends without one.
+    fn propose(&mut self) -> Result<Option<Turn>, Failure> {
+        if let Some(incumbent) = self.state.incumbent().cloned() {
+            match self.think(&incumbent)? {
+                Asked::InFlight => return Ok(None),
+                Asked::Interrupted => return Ok(Some(Turn::Interrupted)),
+                Asked::Nothing => {}
+            }
+        }
         let number = self.state.next();
         let knobs_of = self.knobs_constant();
         let proposed = match self.state.incumbent() {
@@ -258,6 +274,8 @@ impl Search<'_> {
                     knobs: space.values(),
                     recipe: knobs::token_hash(&source).context("the recipe is not Rust")?,
                     seed: self.seed,
+                    expected: None,
+                    cost: None,
                 }
             }
             Some(incumbent) => {
@@ -269,14 +287,14 @@ impl Search<'_> {
                     const_name: knobs_of,
                     history: &history,
                     tried: &self.state.tried(),
-                    kind: self.agent,
+                    kind: self.builtin(),
                     seed: self.seed,
                     startup: self.campaign.agent.startup,
                     experiment: number,
                 };
                 let proposal = match agent::propose(&request) {
                     Ok(proposal) => proposal,
-                    Err(e) => return Ok(Some(e.to_string())),
+                    Err(e) => return Ok(Some(Turn::Exhausted(e.to_string()))),
                 };
                 let message = format!("experiment {number}: {}\n", proposal.description);
                 let commit = self.workspace.commit(parent, &proposal.source, proposal.agent, &message)?;
@@ -289,6 +307,8 @@ impl Search<'_> {
                     knobs: proposal.knobs,
                     recipe: proposal.hash,
                     seed: self.seed,
+                    expected: None,
+                    cost: None,
                 }
             }
         };
@@ -329,6 +349,8 @@ impl Search<'_> {
             knobs: knobs::parse(source, self.knobs_constant()).map(|space| space.values()).unwrap_or_default(),
             recipe,
             seed: self.seed,
+            expected: None,
+            cost: None,
         };
         self.put_in_flight(proposed)
     }
@@ -353,7 +375,7 @@ impl Search<'_> {
     }
 
     /// Ends the experiment in flight without a measurement. A failed baseline ends the search instead.
-    fn fail(&mut self, status: Status, reason: String) -> Result<Turn, Failure> {
+    fn fail(&mut self, status: Status, reason: String) -> Result<(), Failure> {
         let number = self.state.next();
         if self.state.incumbent().is_none() {
             self.write(Event::Abandoned(Abandoned { experiment: number, reason: reason.clone(), again: true }))?;
@@ -363,8 +385,7 @@ impl Search<'_> {
             let log = logs.into_iter().find(|log| log.exists()).unwrap_or(folder);
             return Err(Failure::Baseline { reason, log });
         }
-        self.end(status, Some(reason), None, None)?;
-        Ok(Turn::Done)
+        self.end(status, Some(reason), None, None)
     }
 
     /// What is trained goes on from there; anything before that is done again.

@@ -60,6 +60,11 @@ impl Layout {
         self.run().join("journal.jsonl")
     }
 
+    /// What was asked of language models, and answered.
+    pub fn exchanges(&self) -> PathBuf {
+        self.run().join("exchanges")
+    }
+
     /// Held by the one orchestrator that works on this search.
     pub fn lock(&self) -> PathBuf {
         self.run().join("lock")

@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use campaign::AgentKind;
 use corpus::Part;
 use sandbox::Enforced;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::Cost;
 use crate::journal::Record;
 use crate::verdict::{self, Comparison, Evidence, Noise, Windows};
 
@@ -41,6 +41,13 @@ pub enum Event {
     Replicated(Replicate),
     /// A kept commit failed with another seed, for which there is no figure.
     ReplicateFailed(ReplicateFailed),
+    /// A language model said what an experiment teaches.
+    Learnt {
+        /// The experiment.
+        experiment: u64,
+        /// At most two sentences.
+        lesson: String,
+    },
     /// The search ended in good order.
     Stopped {
         /// Why.
@@ -101,6 +108,12 @@ pub struct Proposed {
     pub recipe: String,
     /// Seed of the training run.
     pub seed: u64,
+    /// What the agent expects to see, where it says so.
+    #[serde(default)]
+    pub expected: Option<String>,
+    /// What asking a language model for it took.
+    #[serde(default)]
+    pub cost: Option<Cost>,
 }
 
 /// A built trainer.
@@ -332,6 +345,8 @@ pub struct State {
     pub failed_replicates: Vec<ReplicateFailed>,
     /// What the trainer of each experiment was when it was built: sha256.
     pub trainers: BTreeMap<u64, String>,
+    /// What language models learnt, with the experiments that taught it.
+    pub lessons: Vec<(u64, String)>,
     /// Candidates by experiment, the one in flight included.
     pub proposals: BTreeMap<u64, Proposed>,
 }
@@ -414,6 +429,7 @@ impl State {
                 }
             }
             Event::ReplicateFailed(failed) => self.failed_replicates.push(failed.clone()),
+            Event::Learnt { experiment, lesson } => self.lessons.push((*experiment, lesson.clone())),
             Event::Stopped { reason } => self.stopped = Some(reason.clone()),
         }
         Ok(())
@@ -500,6 +516,15 @@ impl State {
         first.wrapping_add(1 + before as u64)
     }
 
+    /// What language models cost so far.
+    pub fn cost(&self) -> Option<Cost> {
+        let costs = self.proposals.values().filter_map(|proposed| proposed.cost);
+        costs.reduce(|mut all, cost| {
+            all.add(&cost);
+            all
+        })
+    }
+
     /// Hashes of every recipe that was proposed.
     pub fn tried(&self) -> BTreeSet<String> {
         self.proposals.values().map(|proposed| proposed.recipe.clone()).collect()
@@ -525,14 +550,6 @@ pub fn compare(incumbent: &[&Evaluation], candidate: &[&Evaluation], noise: Opti
         windows: Windows::paired(&windows(incumbent), &windows(candidate)),
         noise,
     })
-}
-
-/// The name of an agent in rows.
-pub fn agent_name(kind: AgentKind) -> &'static str {
-    match kind {
-        AgentKind::Search => "search",
-        AgentKind::Random => "random",
-    }
 }
 
 #[cfg(test)]

@@ -24,10 +24,10 @@ mod printer;
 mod repair;
 mod results;
 mod search;
+mod secrets;
 mod setup;
 mod status;
 pub mod verdict;
 mod workspace;
 
-pub use agent::outline;
 pub use cli::main;

@@ -14,6 +14,7 @@ use anyhow::Context;
 use campaign::{AgentKind, Campaign, Sandbox};
 use git2::Oid;
 
+use crate::agent::model::Model;
 use crate::child::{Interrupts, Runner, Task};
 use crate::error::Failure;
 use crate::experiment::{Turn, handed_over, oid};
@@ -79,6 +80,8 @@ pub struct Search<'a> {
     pub seed: u64,
     /// Who proposes.
     pub agent: AgentKind,
+    /// The language model that is asked, where one is.
+    pub model: Option<Model>,
     /// Compiled dependencies, shared with other searches.
     pub build_dir: PathBuf,
     /// The repository.
@@ -160,6 +163,7 @@ impl<'a> Search<'a> {
             data: layout.campaign().join("data"),
             seed: started.seed,
             agent: campaign.agent.kind,
+            model: None,
             runner: Runner::new(interrupts)?,
             layout,
             campaign,
@@ -238,6 +242,11 @@ impl<'a> Search<'a> {
     /// Name of the constant in the recipe that holds this campaign's knobs.
     pub fn knobs_constant(&self) -> &'static str {
         if self.campaign.model.scratch.is_some() { "SCRATCH" } else { "PRETRAINED" }
+    }
+
+    /// The built-in agent that proposes when no language model does.
+    pub fn builtin(&self) -> AgentKind {
+        if self.agent.writes_code() { AgentKind::Search } else { self.agent }
     }
 
     /// Whether candidates are built and run in the sandbox.

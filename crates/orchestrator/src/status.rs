@@ -1,11 +1,11 @@
 //! What a search is doing and what it has found, read from its journal alone: it may be running or not.
 
 use std::path::Path;
-use std::process::Command;
 
 use sandbox::Enforced;
 use serde::Serialize;
 
+use crate::agent::Cost;
 use crate::clock;
 use crate::error::Failure;
 use crate::journal;
@@ -13,6 +13,7 @@ use crate::layout::{self, Layout};
 use crate::ledger::{Evaluation, Row, State};
 use crate::results;
 use crate::search;
+use crate::secrets;
 use crate::verdict::Noise;
 
 /// What `status --json` prints.
@@ -44,6 +45,8 @@ pub struct Status<'a> {
     pub baseline_report: Option<&'a Evaluation>,
     /// Final figures of the best.
     pub best_report: Option<&'a Evaluation>,
+    /// What language models cost so far.
+    pub cost: Option<Cost>,
     /// The run-to-run noise, where it was measured.
     pub noise: Option<Noise>,
     /// What the sandbox enforced in the last run that trained.
@@ -86,6 +89,7 @@ impl<'a> Status<'a> {
             floor: state.floor.as_ref(),
             baseline_report: reported(state.baseline()),
             best_report: reported(state.incumbent()),
+            cost: state.cost(),
             noise: state.noise(),
             sandbox: state.rows.iter().rev().find_map(|row| row.trained.as_ref()?.sandbox.as_ref()),
         }
@@ -134,6 +138,6 @@ pub fn find(root: &Path, name: Option<&str>, tag: Option<&str>) -> Result<(Layou
 /// The compiler that cargo uses in a folder, as it names itself.
 pub fn compiler(folder: &Path) -> String {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let said = Command::new(rustc).arg("--version").current_dir(folder).output();
+    let said = secrets::command(rustc).arg("--version").current_dir(folder).output();
     said.map_or_else(|_| "unknown".into(), |out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }

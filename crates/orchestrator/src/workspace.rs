@@ -234,6 +234,29 @@ impl Workspace {
         Ok(self.touched(one, other)?.into_keys().collect())
     }
 
+    /// How a commit's recipe differs from another's, as a unified diff.
+    ///
+    /// # Errors
+    /// When one of them is missing.
+    pub fn diff(&self, from: Oid, to: Oid) -> Result<String> {
+        let tree = |id| self.repository.find_commit(id).and_then(|commit| commit.tree());
+        let mut options = git2::DiffOptions::new();
+        options.pathspec(RECIPE).context_lines(1);
+        let difference = self.repository.diff_tree_to_tree(Some(&tree(from)?), Some(&tree(to)?), Some(&mut options))?;
+        let mut text = String::new();
+        difference.print(git2::DiffFormat::Patch, |_, _, line| {
+            if matches!(line.origin(), '+' | '-' | ' ') {
+                text.push(line.origin());
+            }
+            // Names of files and hashes say nothing here.
+            if matches!(line.origin(), '+' | '-' | ' ' | 'H') {
+                text.push_str(&String::from_utf8_lossy(line.content()));
+            }
+            true
+        })?;
+        Ok(text)
+    }
+
     fn touched(&self, new: Oid, old: Oid) -> Result<BTreeMap<String, Delta>> {
         let tree = |id| self.repository.find_commit(id).and_then(|commit| commit.tree());
         let difference = self.repository.diff_tree_to_tree(Some(&tree(old)?), Some(&tree(new)?), None)?;

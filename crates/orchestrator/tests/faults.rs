@@ -52,7 +52,7 @@ fn a_full_disk_stops_it_and_loses_nothing() {
     );
     fs::create_dir_all(&runs).unwrap();
     // The third training run fills the disk, once.
-    let trainer = repository.dir.path().join("stand-ins/trainer");
+    let trainer = repository.dir.path().join("stand-ins/bin/trainer");
     let fills = format!(
         "if [ \"$seed\" = 2 ] && [ ! -e '{full}' ]; then\n    touch '{full}'\n    head -c 2G /dev/zero > '{}/full'\nfi\n",
         runs.display(),
@@ -265,7 +265,7 @@ fn training_past_the_budget_is_seen_by_our_own_clock() {
     assert!(text.contains("seconds = 60.0"));
     fs::write(&campaign, text.replacen("seconds = 60.0", "seconds = 0.1", 1)).unwrap();
     // It trains for a minute, and would say that it was a second.
-    let trainer = repository.dir.path().join("stand-ins/trainer");
+    let trainer = repository.dir.path().join("stand-ins/bin/trainer");
     let script = fs::read_to_string(&trainer).unwrap();
     fs::write(&trainer, script.replacen("echo RATE", "[ RATE = 7e-3 ] && sleep 60\necho RATE", 1)).unwrap();
     repository.git(&["commit", "-q", "-am", "short"]);

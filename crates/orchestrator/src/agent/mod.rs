@@ -1,15 +1,17 @@
-//! The built-in agents: they turn the annotated knobs of the incumbent and write the next recipe.
+//! Agents. The built-in ones turn the annotated knobs of the incumbent; `model` asks a language model for code.
 //!
-//! A proposal is a pure function of its request: the state of the search is the history, told anew each time, so that
-//! a campaign that was stopped goes on exactly as if it had not been.
+//! A built-in proposal is a pure function of its request: the state of the search is the history, told anew each time, so
+//! that a campaign that was stopped goes on exactly as if it had not been.
 
+pub mod model;
 mod outline;
+pub mod prompt;
 mod random;
 mod search;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use campaign::AgentKind;
 use rand::SeedableRng;
@@ -17,7 +19,9 @@ use rand::rngs::StdRng;
 use sha2::{Digest, Sha256};
 
 use crate::knobs::{self, KnobError, Space};
+use crate::secrets;
 
+pub use model::Cost;
 pub use outline::outline;
 
 /// Draws after which a space counts as used up when each gave a recipe that was tried before.
@@ -43,7 +47,7 @@ pub struct Request<'a> {
     pub history: &'a [Trial],
     /// Hashes of the tokens of every recipe tried so far.
     pub tried: &'a BTreeSet<String>,
-    /// Which agent proposes.
+    /// Which built-in agent proposes.
     pub kind: AgentKind,
     /// The campaign's seed.
     pub seed: u64,
@@ -118,19 +122,11 @@ pub fn propose(request: &Request) -> Result<Proposal, AgentError> {
                 source: formatted(source),
                 knobs: values,
                 hash,
-                agent: name(request.kind),
+                agent: request.kind.name(),
             });
         }
     }
     Err(AgentError::UsedUp)
-}
-
-/// The agent's name in the table.
-fn name(kind: AgentKind) -> &'static str {
-    match kind {
-        AgentKind::Search => "search",
-        AgentKind::Random => "random",
-    }
 }
 
 /// A generator of its own for each experiment, so that what happened before does not shift it.
@@ -141,6 +137,15 @@ fn rng(seed: u64, experiment: u64) -> StdRng {
         .chain_update(experiment.to_le_bytes())
         .finalize();
     StdRng::from_seed(digest.into())
+}
+
+/// A lesson out of an answer, unless it says nothing, or nothing new.
+pub fn lesson(known: &[(u64, String)], experiment: u64, answer: &str) -> Option<String> {
+    let mut lessons = language_model::Lessons::default();
+    for (experiment, lesson) in known {
+        lessons.add(*experiment, lesson);
+    }
+    lessons.add(experiment, answer).map(|lesson| lesson.text.clone())
 }
 
 fn describe(space: &Space, values: &BTreeMap<String, String>) -> String {
@@ -160,7 +165,7 @@ fn describe(space: &Space, values: &BTreeMap<String, String>) -> String {
 /// left as it is.
 fn formatted(source: String) -> String {
     let run = || -> std::io::Result<Option<String>> {
-        let mut child = Command::new("rustfmt")
+        let mut child = secrets::command("rustfmt")
             .args(["--edition", "2024", "--emit", "stdout"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -6,11 +6,13 @@
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use rustix::process::Pid;
+
+use crate::secrets;
 
 const SCRIPT: &str = "trap '' INT TERM HUP
 group=
@@ -25,7 +27,7 @@ pub(super) struct Lifeline {
 
 impl Lifeline {
     pub(super) fn start() -> Result<Self> {
-        let mut child = Command::new("/bin/sh")
+        let mut child = secrets::command("/bin/sh")
             .args(["-c", SCRIPT])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

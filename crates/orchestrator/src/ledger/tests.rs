@@ -18,6 +18,8 @@ fn proposed(experiment: u64) -> Event {
         knobs: BTreeMap::new(),
         recipe: format!("recipe {experiment}"),
         seed: 0,
+        expected: None,
+        cost: None,
     })
 }
 

@@ -68,6 +68,11 @@ pub fn summary(state: &State) -> Vec<String> {
     if let Some(spread) = state.noise() {
         lines.push(noise(&spread, best));
     }
+    if let Some(cost) = state.cost() {
+        let dollars = cost.dollars.map_or_else(String::new, |dollars| format!(", ${dollars:.4}"));
+        let tokens = cost.usage.total();
+        lines.push(format!("language models: {} calls, {tokens} tokens{dollars}, {:.0} s", cost.calls, cost.seconds));
+    }
     let reported = |row: &Row| state.reported.get(&(Some(row.experiment), None));
     if let (Some(first), Some(now)) = (reported(baseline), reported(best)) {
         lines.push(figures("report", first, best, now, state.reported.get(&(None, None))));

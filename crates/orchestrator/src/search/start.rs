@@ -6,8 +6,10 @@ use std::sync::Mutex;
 
 use anyhow::{Context, anyhow};
 use campaign::{AgentKind, Campaign, Sandbox};
+use language_model::Cancel;
 
 use super::{Options, Search, Stop, lock, resumed};
+use crate::agent::model::{self, Model};
 use crate::child::Interrupts;
 use crate::doctor;
 use crate::error::Failure;
@@ -16,9 +18,10 @@ use crate::files;
 use crate::hold;
 use crate::journal::{self, Journal};
 use crate::layout::{self, Layout};
-use crate::ledger::{Event, Started, State, agent_name};
+use crate::ledger::{Event, Started, State};
 use crate::printer::Printer;
 use crate::results;
+use crate::secrets;
 use crate::setup::{self, Accelerator, Ready};
 use crate::status;
 use crate::workspace::Workspace;
@@ -30,10 +33,13 @@ use crate::workspace::Workspace;
 pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     let name = campaign_name(options.campaign.as_deref());
     let file = campaign_file(root, Some(name))?;
-    Campaign::load(&file).map_err(|e| Failure::Campaign {
+    let campaign = Campaign::load(&file).map_err(|e| Failure::Campaign {
         message: e.to_string(),
         hint: "experiments/nano/campaign.toml shows every key".into(),
     })?;
+    if let Some(variable) = model::key_variable(&campaign.agent) {
+        secrets::hide(variable);
+    }
     let workspace = Workspace::open(root)?;
     let layout = choose(root, name, options.tag.as_deref(), &workspace)?;
     let begun = layout.journal().is_file() && !journal::read(&layout.journal())?.is_empty();
@@ -63,21 +69,35 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     };
 
     let notices = printer.clone();
-    let interrupts = Interrupts::listen(move |count| match count {
-        1 => notices.notice("stopping gently; nothing will be lost (once more to kill what runs)"),
-        _ => notices.notice("killing what runs"),
+    let cancel = Cancel::default();
+    let cancelled = cancel.clone();
+    let interrupts = Interrupts::listen(move |count| {
+        cancelled.cancel();
+        notices.notice(match count {
+            1 => "stopping gently; nothing will be lost (once more to kill what runs)",
+            _ => "killing what runs",
+        });
     })?;
     if let Some(ready) = &ready {
         begin(&layout, &file, &workspace, ready, options)?;
     }
     let mut search = Search::open(layout, lock, &workspace, interrupts.clone(), printer, options.machine.clone())?;
     search.agent = options.agent.unwrap_or(search.campaign.agent.kind);
+    if search.agent.writes_code() {
+        check_sandbox(search.campaign.sandbox)?;
+        let folder = search.layout.exchanges();
+        let model = Model::open(&search.campaign.agent, root, &folder, cancel);
+        search.model = Some(model.map_err(|e| Failure::Campaign {
+            message: format!("the language model cannot be asked: {e:#}"),
+            hint: "mend [agent] of the campaign file or the key, or run with --agent search".into(),
+        })?);
+    }
     if begun {
         search.write(resumed())?;
     }
     search.printer.line(&format!(
         "agent {}, seed {}, baseline {}, in {}",
-        agent_name(search.agent),
+        search.agent.name(),
         search.seed,
         &search.started.start[..7],
         search.layout.run().display()

@@ -1,17 +1,19 @@
 //! Prepares a campaign's model and text by the `prepare` program, which skips what is done and shows its own progress.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
 use super::Ready;
+
+use crate::secrets;
 
 /// Runs `prepare` for the campaign.
 ///
 /// # Errors
 /// When it fails; it has said why on stderr itself.
 pub fn prepare(ready: &Ready) -> Result<()> {
-    let mut command = Command::new(&ready.prepare);
+    let mut command = secrets::command(&ready.prepare);
     command.current_dir(&ready.root).arg("--campaign").arg(&ready.campaign_file);
     command.arg("--data").arg(&ready.data).arg("--cache").arg(ready.root.join(".cache"));
     // Our own stdout may be JSON.

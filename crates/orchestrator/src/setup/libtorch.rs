@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 use super::step::{Ended, Step};
 use super::{Accelerator, accelerator};
 
+use crate::secrets;
+
 /// The versions of CPython that the requirements files have wheels for: 3.10 to 3.14.
 const PYTHON_MINORS: std::ops::RangeInclusive<u32> = 10..=14;
 /// Which of them is asked for where python3 is another one; libtorch itself does not care.
@@ -269,7 +271,7 @@ impl Python {
             "apt-get install python3 python3-pip, or your system's way"
         };
         let script = "import sys; print(sys.implementation.name, *sys.version_info[:2])";
-        let output = Command::new("python3").args(["-c", script]).output().map_err(|error| {
+        let output = secrets::command("python3").args(["-c", script]).output().map_err(|error| {
             anyhow!("python3 cannot be started ({error}): install it ({install}), then run this again")
         })?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -278,7 +280,7 @@ impl Python {
         let (Some(name), Some(major), Some(minor)) = (name, major, minor) else {
             bail!("python3 does not work ({}): install it ({install})", String::from_utf8_lossy(&output.stderr).trim());
         };
-        let pip = Command::new("python3").args(["-m", "pip", "--version"]).output();
+        let pip = secrets::command("python3").args(["-m", "pip", "--version"]).output();
         if !pip.is_ok_and(|pip| pip.status.success()) {
             bail!("python3 has no pip: install it ({install}; or python3 -m ensurepip), then run this again");
         }
@@ -296,7 +298,7 @@ impl Python {
 
     /// A pip command that takes wheels only, checks every hash and ignores what the user's settings would change.
     fn pip(&self, verb: &str, temporary: &Path) -> Command {
-        let mut pip = Command::new("python3");
+        let mut pip = secrets::command("python3");
         pip.args(["-m", "pip", verb, "--no-deps", "--require-hashes", "--only-binary=:all:"]);
         pip.args(["--no-input", "--disable-pip-version-check", "--progress-bar=off"]);
         pip.args(&self.other);

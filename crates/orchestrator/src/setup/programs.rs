@@ -1,11 +1,12 @@
 //! Builds trainer, evaluator and prepare with the cargo that runs us.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Result, bail};
 
 use super::step::Step;
+
+use crate::secrets;
 
 /// What is built.
 const PROGRAMS: [&str; 3] = ["trainer", "evaluator", "prepare"];
@@ -26,7 +27,7 @@ pub fn check_compiler() -> Result<()> {
     let words = compiler.to_string_lossy().into_owned();
     let mut words = words.split_whitespace();
     let works = words.next().is_some_and(|program| {
-        Command::new(program).args(words).arg("--version").output().is_ok_and(|output| output.status.success())
+        secrets::command(program).args(words).arg("--version").output().is_ok_and(|output| output.status.success())
     });
     if works {
         return Ok(());
@@ -45,7 +46,7 @@ pub fn check_compiler() -> Result<()> {
 /// With the compiler's messages and what to do about the common ones.
 pub fn build(root: &Path) -> Result<()> {
     let step = Step::begin("build trainer, evaluator and prepare");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = secrets::command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // The whole workspace decides on the features of the dependencies, here and when a candidate is built: a choice per
     // package would compile libtorch's bindings once more for each set of features.
     cargo.current_dir(root).args(["build", "--release", "--locked", "--workspace"]);

@@ -19,9 +19,13 @@ const SCRATCH: Knobs = Knobs {
 const CARGO: &str = r#"#!/bin/sh
 target=${CARGO_TARGET_DIR:-target}/release
 mkdir -p "$target"
+if grep -q BROKEN crates/trainer/src/train.rs; then
+    echo 'error[E0425]: cannot find value `BROKEN` in this scope'
+    exit 101
+fi
 rate=$(sed -n 's/.*learning_rate: \([^,]*\),.*/\1/p' crates/trainer/src/train.rs)
 for program in trainer evaluator prepare; do
-    sed "s/RATE/$rate/" "$STAND_INS/$program" > "$target/$program.new"
+    sed "s/RATE/$rate/" "${0%/*}/$program" > "$target/$program.new"
     chmod +x "$target/$program.new"
     mv "$target/$program.new" "$target/$program"
 done
@@ -93,10 +97,10 @@ impl Repository {
             ("clone/.gitignore", "/target\n/experiments/*/data\n/experiments/*/runs\n"),
             ("clone/crates/trainer/src/train.rs", RECIPE),
             ("clone/experiments/nano/campaign.toml", &campaign),
-            ("stand-ins/cargo", CARGO),
-            ("stand-ins/trainer", TRAINER),
-            ("stand-ins/evaluator", EVALUATOR),
-            ("stand-ins/prepare", PREPARE),
+            ("stand-ins/bin/cargo", CARGO),
+            ("stand-ins/bin/trainer", TRAINER),
+            ("stand-ins/bin/evaluator", EVALUATOR),
+            ("stand-ins/bin/prepare", PREPARE),
             ("libtorch/lib/none", ""),
         ] {
             let path = this.dir.path().join(file);
@@ -140,8 +144,9 @@ impl Repository {
         command
             .args(arguments)
             .current_dir(self.root())
-            .env("CARGO", stand_ins.join("cargo"))
-            .env("STAND_INS", stand_ins)
+            .env("CARGO", stand_ins.join("bin/cargo"))
+            // A build in the sandbox may read it.
+            .env("CARGO_HOME", stand_ins)
             .env("CARGO_TARGET_DIR", self.root().join("target"))
             .env("LIBTORCH", self.dir.path().join("libtorch"))
             .env_remove("CARGO_BUILD_BUILD_DIR")

@@ -1,0 +1,142 @@
+//! What a language model is asked: the same state of a search always gives the same prompt, what changes least comes first,
+//! so that endpoints can cache it.
+//!
+//! What candidates printed is quoted as data. Reads nothing: the search hands over what it knows.
+
+use language_model::edit::{Rules, instructions};
+use language_model::history::{Outcome, Past, family, table};
+use language_model::{Lessons, Prompt, QUOTING_NOTE, Section, quote};
+
+use crate::ledger::{Row, State, Status};
+use crate::verdict::Noise;
+
+/// Tokens for the lessons.
+const LESSON_TOKENS: u64 = 3000;
+/// Most bytes of the incumbent's log.
+const LOG_BYTES: usize = 2400;
+
+/// What a prompt is made from, beside the state of the search.
+pub struct Knowledge<'a> {
+    /// program.md; empty where there is none.
+    pub program: &'a str,
+    /// What a recipe may call.
+    pub outline: &'a str,
+    /// What an edit may be.
+    pub rules: Rules<'a>,
+    /// The campaign in its own words.
+    pub campaign: &'a str,
+    /// Tokens for the table of experiments.
+    pub history_tokens: u64,
+    /// How each kept commit changed its parent, by experiment.
+    pub diffs: &'a dyn Fn(&Row) -> String,
+    /// Lines of the incumbent's log, thinned out.
+    pub log: &'a str,
+    /// What is left, in words.
+    pub left: &'a str,
+    /// The incumbent's recipe.
+    pub recipe: &'a str,
+}
+
+/// The prompt for the next experiment.
+pub fn prompt(state: &State, knowledge: &Knowledge) -> Prompt {
+    let mut stable = Vec::new();
+    if !knowledge.program.trim().is_empty() {
+        stable.push(Section::new("The program", knowledge.program));
+    }
+    stable.push(Section::new("What a recipe may call", knowledge.outline));
+    stable.push(Section::new("The campaign", format!("```toml\n{}\n```", knowledge.campaign.trim_end())));
+    stable.push(Section::new("How to answer", format!("{}\n\n{QUOTING_NOTE}", instructions(&knowledge.rules))));
+    let mut changing =
+        vec![Section::new("Experiments so far", table(&pasts(state, knowledge.diffs), knowledge.history_tokens))];
+    let mut lessons = Lessons::default();
+    for (experiment, lesson) in &state.lessons {
+        lessons.add(*experiment, lesson);
+    }
+    if !lessons.all().is_empty() {
+        changing.push(Section::new("Lessons", lessons.list(LESSON_TOKENS)));
+    }
+    changing.push(Section::new("Noise, and what is left", format!("{}\n{}", noise(state.noise()), knowledge.left)));
+    changing.push(Section::new("The incumbent's run", quote("train.tsv", knowledge.log.as_bytes(), LOG_BYTES)));
+    let file = format!("````rust\n{}\n````", knowledge.recipe.trim_end());
+    changing.push(Section::new(format!("The file {}", knowledge.rules.path), file));
+    Prompt { stable, changing, turns: Vec::new() }
+}
+
+fn noise(noise: Option<Noise>) -> String {
+    noise.map_or_else(
+        || "The run-to-run noise of this campaign is not measured yet.".into(),
+        |noise| {
+            format!(
+                "The run-to-run standard deviation of the loss is {:.4} nats per token. A gain must stand out from it; a \
+                 borderline one is run again with other seeds.",
+                noise.sd
+            )
+        },
+    )
+}
+
+fn pasts(state: &State, diffs: &dyn Fn(&Row) -> String) -> Vec<Past> {
+    let outcome = |row: &Row| match (row.status, row.loss()) {
+        (Status::Keep, Some(loss)) => {
+            let diff = if row.parent.is_some() { diffs(row) } else { String::new() };
+            Outcome::Kept { loss, gain: row.gain.unwrap_or_default(), diff }
+        }
+        (Status::Discard, Some(loss)) => Outcome::Discarded { loss, gain: row.gain.unwrap_or_default() },
+        _ => Outcome::Failed { family: family(row.reason.as_deref().unwrap_or(row.status.name())) },
+    };
+    let past = |row: &Row| Past {
+        number: row.experiment,
+        agent: row.agent.clone(),
+        description: row.description.clone(),
+        outcome: outcome(row),
+    };
+    state.rows.iter().map(past).collect()
+}
+
+/// What came of an experiment, for the model that proposed it.
+pub fn result(row: &Row, noise: Option<Noise>) -> String {
+    let spread = noise.map_or_else(String::new, |noise| format!(" The noise of one run is {:.4}.", noise.sd));
+    match (row.status, &row.comparison) {
+        (Status::Keep | Status::Discard, Some(comparison)) => {
+            let verdict = if row.status == Status::Keep { "kept" } else { "discarded" };
+            format!(
+                "Your change was {verdict}: it gained {:+.4} nats per token (standard error {:.4}, {} runs).{spread}",
+                comparison.gain, comparison.error, comparison.runs
+            )
+        }
+        _ => {
+            let reason = row.reason.as_deref().unwrap_or(row.status.name());
+            format!("Your change gave nothing to measure.\n{}", quote("Reason", reason.as_bytes(), LOG_BYTES))
+        }
+    }
+}
+
+/// Lines of a training log, spread over its length, with its header.
+pub fn thinned(log: &str, lines: usize) -> String {
+    let all: Vec<&str> = log.lines().collect();
+    let Some((header, rest)) = all.split_first() else { return String::new() };
+    let count = rest.len().min(lines);
+    let mut text = format!("{header}\n");
+    for i in 0..count {
+        // The last line is always there.
+        text.push_str(rest[(i + 1) * rest.len() / count - 1]);
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_thinned_evenly_and_ends_with_its_end() {
+        let log: String = std::iter::once("step\tloss".to_owned())
+            .chain((1..=100).map(|i| format!("{i}\t3")))
+            .collect::<Vec<_>>()
+            .join("\n");
+        assert_eq!(thinned(&log, 4), "step\tloss\n25\t3\n50\t3\n75\t3\n100\t3\n");
+        assert_eq!(thinned("step\n1", 4), "step\n1\n");
+        assert_eq!(thinned("", 4), "");
+    }
+}

@@ -1,0 +1,148 @@
+//! A language model as the agent of a real search: a server on loopback answers as one would, well and badly.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "the whole file is tests")]
+
+#[allow(dead_code, reason = "its own tests use the rest")]
+#[path = "../../language-model/tests/loopback/server.rs"]
+mod server;
+#[allow(dead_code, reason = "other tests use the rest")]
+mod stand_ins;
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+use server::{Server, openai, reply, stream};
+use stand_ins::Repository;
+
+const KEY: &str = "sk-a-key-that-nobody-else-may-see";
+const RUN: [&str; 6] = ["run", "nano", "--tag", "t", "--experiments", "3"];
+
+/// A repository whose campaign asks a model. What a model writes runs in the sandbox only.
+fn repository(agent: &str) -> Repository {
+    let repository = Repository::new();
+    let campaign = repository.root().join("experiments/nano/campaign.toml");
+    let text = fs::read_to_string(&campaign).unwrap();
+    let text = text.replace("sandbox = \"off\"", "sandbox = \"best-effort\"");
+    assert!(text.contains("kind = \"search\"\n"));
+    fs::write(&campaign, text.replacen("kind = \"search\"\n", agent, 1)).unwrap();
+    fs::write(repository.root().join("program.md"), "Find the best learning rate.\n").unwrap();
+    repository.git(&["add", "."]);
+    repository.git(&["commit", "-q", "-m", "a model"]);
+    repository
+}
+
+fn asking(server: &Server) -> Repository {
+    repository(&format!(
+        "kind = \"openai\"\nmodel = \"test-model\"\nbase_url = \"{}\"\nkey_variable = \"TEST_KEY\"\n\
+         prices = {{ input = 1.0, output = 10.0 }}\n",
+        server.base_url()
+    ))
+}
+
+fn run(repository: &Repository) -> Output {
+    let out = repository.command(&RUN).env("TEST_KEY", KEY).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    out
+}
+
+fn edit(hypothesis: &str, from: &str, to: &str) -> server::Reply {
+    let block = format!("<<<<<<< SEARCH\n{from}\n=======\n{to}\n>>>>>>> REPLACE\n");
+    stream(openai(&format!("HYPOTHESIS: {hypothesis}\nEXPECTED: a lower loss\n\n{block}")))
+}
+
+const LINE: &str = "    learning_rate: 4e-3, // search: log 5e-4..2e-2";
+
+/// Refused three times, for three reasons, and then right; then a lesson; then nothing but a refusal of the key.
+fn replies() -> Vec<server::Reply> {
+    vec![
+        edit("a line that is not there", "    batch: 4,", "    batch: 8,"),
+        edit("no Rust", LINE, "    learning_rate: ((,"),
+        edit("it does not build", LINE, "    learning_rate: BROKEN, // search: log 5e-4..2e-2"),
+        edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),
+        stream(openai("Rates below 5e-3 are too low. Stay near 1e-2.")),
+        reply("401 Unauthorized", "content-type: application/json\r\n", r#"{"error":{"message":"no"}}"#),
+    ]
+}
+
+fn rows(repository: &Repository) -> Vec<Value> {
+    repository.json(&["results", "--json"])["experiments"].as_array().unwrap().clone()
+}
+
+#[test]
+fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_without_it() {
+    let server = Server::start(replies());
+    let repository = asking(&server);
+    let out = run(&repository);
+
+    let rows = rows(&repository);
+    let of = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!((of(&rows[1], "agent"), of(&rows[1], "status")), ("test-model".into(), "keep".into()), "{}", rows[1]);
+    assert_eq!(of(&rows[1], "description"), "a higher rate");
+    assert_eq!(of(&rows[2], "agent"), "search", "the endpoint was away: {}", rows[2]);
+    let told = String::from_utf8_lossy(&out.stdout);
+    assert!(told.contains("no proposal of test-model") && told.contains("goes on without it"), "{told}");
+
+    // Each reason reached the model, and it saw the program, the file and the noise.
+    let requests: Vec<String> = (0..6).map(|_| server.request()).collect();
+    assert_eq!(server.unseen(), 0, "a key that is refused is not tried again at once");
+    for (request, wanted) in [
+        (0, "Find the best learning rate."),
+        (0, "learning_rate: 4e-3"),
+        (0, "standard deviation of the loss"),
+        (1, "does not occur in the file"),
+        (2, "no valid Rust"),
+        (3, "cannot find value `BROKEN`"),
+        (4, "Your change was kept"),
+        (5, "Stay near 1e-2."),
+    ] {
+        assert!(requests[request].contains(wanted), "{wanted}: {}", requests[request]);
+    }
+    let parent = repository.git(&["diff", "--name-only", "refs/autoresearch/t/2~", "refs/autoresearch/t/2"]);
+    assert_eq!(parent, "crates/trainer/src/train.rs");
+
+    // Cost is counted, exchanges are recorded, and the key is nowhere.
+    let status = repository.json(&["status", "--json"]);
+    assert!(status["cost"]["calls"].as_u64() >= Some(4) && status["cost"]["dollars"].as_f64() > Some(0.0), "{status}");
+    assert_eq!(fs::read_dir(repository.run_folder().join("exchanges")).unwrap().count(), 6);
+    assert!(!holds(repository.dir.path(), KEY.as_bytes()));
+
+    // The same search out of the recordings, without a server and a key.
+    let recorded = repository.run_folder().join("exchanges").display().to_string();
+    drop(server);
+    let again = self::repository(&format!("kind = \"replay\"\nreplay = {recorded:?}\n"));
+    again.run(&RUN);
+    assert_eq!(again.outcome()[..2], repository.outcome()[..2]);
+}
+
+#[test]
+fn a_missing_key_is_named_and_a_cap_is_kept() {
+    let server = Server::start([]);
+    let repository = asking(&server);
+    let out = repository.output(&RUN);
+    assert_eq!(out.status.code(), Some(7));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("TEST_KEY is not set"), "{out:?}");
+
+    let capped = self::repository(&format!(
+        "kind = \"openai\"\nmodel = \"m\"\nbase_url = \"{}\"\nkey_variable = \"\"\ncaps = {{ tokens = 10 }}\n",
+        server.base_url()
+    ));
+    let out = capped.output(&RUN);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(String::from_utf8_lossy(&out.stdout).contains("cap of 10 tokens"));
+    assert_eq!((server.unseen(), rows(&capped).len()), (0, 3));
+}
+
+/// Whether any file below a folder has these bytes.
+fn holds(folder: &Path, bytes: &[u8]) -> bool {
+    fs::read_dir(folder).unwrap().flatten().any(|entry| {
+        let path = entry.path();
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => holds(&path, bytes),
+            kind if kind.is_file() => fs::read(&path).unwrap().windows(bytes.len()).any(|window| window == bytes),
+            _ => false,
+        }
+    })
+}
