@@ -103,9 +103,12 @@ impl Search<'_> {
             self.empty(run)?;
             hold::at("folder-emptied");
             let built = self.build(run, &flight.proposed)?;
-            self.write(Event::Built(built.clone()))?;
+            let trainer = Trainer { path: self.trainer(run), sha256: built.trainer_sha256.clone() };
+            if flight.proposed.cost.is_some() {
+                self.rehearse(run, &trainer, &flight.proposed)?;
+            }
+            self.write(Event::Built(built))?;
             hold::at("build-written");
-            let trainer = Trainer { path: self.trainer(run), sha256: built.trainer_sha256 };
             let trained = self.train(run, &trainer, &flight.proposed)?;
             hold::at("training-over");
             self.write(Event::Trained(trained))?;
@@ -204,6 +207,14 @@ impl Search<'_> {
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
         }
+        fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+        Ok(())
+    }
+
+    /// Empties what a run's trainer may write.
+    fn empty_out(&self, run: Run) -> Result<(), Failure> {
+        let out = self.layout.out(run);
+        fs::remove_dir_all(&out).with_context(|| format!("cannot empty {}", out.display()))?;
         fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
         Ok(())
     }

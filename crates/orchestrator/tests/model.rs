@@ -37,7 +37,7 @@ fn repository(agent: &str) -> Repository {
 fn asking(server: &Server) -> Repository {
     repository(&format!(
         "kind = \"openai\"\nmodel = \"test-model\"\nbase_url = \"{}\"\nkey_variable = \"TEST_KEY\"\n\
-         prices = {{ input = 1.0, output = 10.0 }}\n",
+         prices = {{ input = 1.0, output = 10.0 }}\nrepairs = 4\n",
         server.base_url()
     ))
 }
@@ -55,12 +55,13 @@ fn edit(hypothesis: &str, from: &str, to: &str) -> server::Reply {
 
 const LINE: &str = "    learning_rate: 4e-3, // search: log 5e-4..2e-2";
 
-/// Refused three times, for three reasons, and then right; then a lesson; then nothing but a refusal of the key.
+/// Refused four times, for four reasons, and then right; then a lesson; then nothing but a refusal of the key.
 fn replies() -> Vec<server::Reply> {
     vec![
         edit("a line that is not there", "    batch: 4,", "    batch: 8,"),
         edit("no Rust", LINE, "    learning_rate: ((,"),
         edit("it does not build", LINE, "    learning_rate: BROKEN, // search: log 5e-4..2e-2"),
+        edit("it panics", LINE, "    learning_rate: 6.66e-3, // search: log 5e-4..2e-2"),
         edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),
         stream(openai("Rates below 5e-3 are too low. Stay near 1e-2.")),
         reply("401 Unauthorized", "content-type: application/json\r\n", r#"{"error":{"message":"no"}}"#),
@@ -86,7 +87,7 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
     assert!(told.contains("no proposal of test-model") && told.contains("goes on without it"), "{told}");
 
     // Each reason reached the model, and it saw the program, the file and the noise.
-    let requests: Vec<String> = (0..6).map(|_| server.request()).collect();
+    let requests: Vec<String> = (0..7).map(|_| server.request()).collect();
     assert_eq!(server.unseen(), 0, "a key that is refused is not tried again at once");
     for (request, wanted) in [
         (0, "Find the best learning rate."),
@@ -95,8 +96,10 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
         (1, "does not occur in the file"),
         (2, "no valid Rust"),
         (3, "cannot find value `BROKEN`"),
-        (4, "Your change was kept"),
-        (5, "Stay near 1e-2."),
+        (4, "fails in its first steps"),
+        (4, "no such shape"),
+        (5, "Your change was kept"),
+        (6, "Stay near 1e-2."),
     ] {
         assert!(requests[request].contains(wanted), "{wanted}: {}", requests[request]);
     }
@@ -106,13 +109,13 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
     // Cost is counted, exchanges are recorded, and the key is nowhere.
     let status = repository.json(&["status", "--json"]);
     assert!(status["cost"]["calls"].as_u64() >= Some(4) && status["cost"]["dollars"].as_f64() > Some(0.0), "{status}");
-    assert_eq!(fs::read_dir(repository.run_folder().join("exchanges")).unwrap().count(), 6);
+    assert_eq!(fs::read_dir(repository.run_folder().join("exchanges")).unwrap().count(), 7);
     assert!(!holds(repository.dir.path(), KEY.as_bytes()));
 
     // The same search out of the recordings, without a server and a key.
     let recorded = repository.run_folder().join("exchanges").display().to_string();
     drop(server);
-    let again = self::repository(&format!("kind = \"replay\"\nreplay = {recorded:?}\n"));
+    let again = self::repository(&format!("kind = \"replay\"\nreplay = {recorded:?}\nrepairs = 4\n"));
     again.run(&RUN);
     assert_eq!(again.outcome()[..2], repository.outcome()[..2]);
 }

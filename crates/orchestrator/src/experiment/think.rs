@@ -1,4 +1,5 @@
-//! Asks a language model: for the next recipe, for a better one when that does not build, and for what a result teaches.
+//! Asks a language model: for the next recipe, for a better one when that fails before it trains, and for what a result
+//! teaches.
 
 use std::fs;
 
@@ -8,6 +9,7 @@ use language_model::edit::Edit;
 use language_model::quote;
 
 use super::oid;
+use super::train::REHEARSAL_LOG;
 use crate::agent::model::Thought;
 use crate::agent::prompt::{self, Knowledge};
 use crate::agent::{self, Cost};
@@ -19,8 +21,8 @@ use crate::search::Search;
 
 /// Lines of the incumbent's training log in a prompt.
 const LOG_LINES: usize = 12;
-/// Most bytes of a compiler's output in a prompt: its first errors.
-const COMPILER_BYTES: usize = 6000;
+/// Most bytes of a compiler's or trainer's output in a prompt.
+const OUTPUT_BYTES: usize = 6000;
 
 /// A recipe that may be tried.
 struct Accepted {
@@ -55,18 +57,22 @@ impl Search<'_> {
         self.take_in(thought, parent, &name, cost)
     }
 
-    /// Tells the model that its recipe does not build, and takes another in its place. False where none comes.
+    /// Tells the model that its recipe does not build or fails at once, and takes another in its place. False where none comes.
     pub(super) fn repaired(&mut self, reason: &str) -> Result<bool, Failure> {
         let Some(flight) = self.state.flight.clone().filter(|flight| flight.built.is_none()) else { return Ok(false) };
         let Some(parent) = flight.proposed.parent.as_deref() else { return Ok(false) };
         let Some(mut model) = self.model.take() else { return Ok(false) };
         let (number, parent) = (flight.proposed.experiment, oid(parent)?);
         let source = self.workspace.recipe(parent)?;
-        let log = fs::read(self.layout.folder(Run::Experiment(number)).join("build.log")).unwrap_or_default();
+        let folder = self.layout.folder(Run::Experiment(number));
+        let (what, log) = match fs::read(folder.join(REHEARSAL_LOG)) {
+            Ok(log) => ("fails in its first steps", log),
+            Err(_) => ("does not build", fs::read(folder.join("build.log")).unwrap_or_default()),
+        };
         let complaint = format!(
-            "With your change the trainer does not build. Give the whole change again, corrected, against the file as it \
-             was shown.\n{}",
-            quote("Compiler output", &log, COMPILER_BYTES)
+            "With your change the trainer {what}. Give the whole change again, corrected, against the file as it was \
+             shown.\n{}",
+            quote("Its output", &log, OUTPUT_BYTES)
         );
         let bar = self.printer.spinner(format!("#{number} thinking again"));
         let thought = model.repair(&complaint, &source, |edit| self.accept(edit));

@@ -1,5 +1,6 @@
 //! Runs the trainer of a candidate within the campaign's budget and hard limit.
 
+use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
@@ -42,13 +43,9 @@ impl Search<'_> {
         let seconds = fair.unwrap_or(budget.hard_limit_seconds);
         let limit = Duration::try_from_secs_f64(seconds).context("budget.hard_limit_seconds")?;
         let grace = Duration::try_from_secs_f64(budget.grace_seconds).context("budget.grace_seconds")?;
-        let mut task = Task::new(&trainer.path, &folder, log.clone(), limit, grace)
-            .flag("--campaign", self.layout.campaign_copy())
-            .flag("--data", &self.data)
-            .flag("--out", &out)
-            .flag("--seed", proposed.seed.to_string());
         let confined = self.sandboxed().then(|| self.confine_training(run, &trainer.path)).transpose()?;
-        task = self.machine(task).env("TMPDIR", &out).confined(confined.clone());
+        let task = Task::new(&trainer.path, &folder, log.clone(), limit, grace).confined(confined.clone());
+        let task = self.arguments(task, run, proposed);
         let bar = self.printer.bar(format!("{run} training"));
         let finished = self.runner.run(&task, |elapsed| {
             if bar.visible() {
@@ -106,6 +103,56 @@ impl Search<'_> {
             End::Killed(signal) => format!("trainer was killed by signal {signal}"),
         };
         Err(Broken::Failed(Status::Crash, reason))
+    }
+}
+
+/// Steps of a rehearsal.
+const REHEARSED_STEPS: u64 = 3;
+/// File beside the run's logs that it writes to.
+pub(super) const REHEARSAL_LOG: &str = "rehearsal.log";
+
+impl Search<'_> {
+    fn arguments(&self, task: Task, run: Run, proposed: &Proposed) -> Task {
+        let out = self.layout.out(run);
+        let task = task
+            .flag("--campaign", self.layout.campaign_copy())
+            .flag("--data", &self.data)
+            .flag("--out", &out)
+            .flag("--seed", proposed.seed.to_string())
+            .env("TMPDIR", &out);
+        self.machine(task)
+    }
+
+    /// A few steps, start and export included, of a recipe that a language model wrote: what panics, diverges at once or
+    /// needs too much memory is found in seconds, and the model can mend it.
+    pub(super) fn rehearse(&self, run: Run, trainer: &Trainer, proposed: &Proposed) -> Result<(), Broken> {
+        self.check_trainer(trainer)?;
+        let (folder, budget) = (self.layout.folder(run), &self.campaign.budget);
+        let log = folder.join(REHEARSAL_LOG);
+        let limit = Duration::try_from_secs_f64(budget.hard_limit_seconds).context("budget.hard_limit_seconds")?;
+        let grace = Duration::try_from_secs_f64(budget.grace_seconds).context("budget.grace_seconds")?;
+        let confined = self.sandboxed().then(|| self.confine_training(run, &trainer.path)).transpose()?;
+        let task = Task::new(&trainer.path, &folder, log.clone(), limit, grace).confined(confined.clone());
+        let task = self.arguments(task, run, proposed).flag("--max-steps", REHEARSED_STEPS.to_string());
+        let bar = self.printer.spinner(format!("{run} rehearsing"));
+        let finished = self.runner.run(&task, |elapsed| bar.tick(elapsed))?;
+        drop(bar);
+        let how = match finished.end {
+            End::Exited(0) => {
+                fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
+                return Ok(self.empty_out(run)?);
+            }
+            End::Interrupted => return Err(Broken::Interrupted("rehearsing")),
+            End::Exited(code) if unconfined(code, confined.as_ref()) => {
+                return Err(anyhow!("the trainer could not be confined: {}", child::last_lines(&log, 2)).into());
+            }
+            End::Exited(code) => format!("ended with code {code}"),
+            End::Killed(signal) => format!("was killed by signal {signal}"),
+            End::TimedOut => "did not end".into(),
+            End::Overflowed => "wrote more than an experiment may".into(),
+        };
+        let said = child::last_lines(&log, 1);
+        Err(Broken::Failed(Status::Crash, format!("the first {REHEARSED_STEPS} steps {how}: {said}")))
     }
 }
 
