@@ -308,6 +308,9 @@ pub struct Agent {
     /// Times that a model is told what was wrong with an answer before the experiment goes on without it.
     #[serde(default = "default_repairs")]
     pub repairs: u32,
+    /// Of so many experiments, one is proposed by `search` instead; 0 is none.
+    #[serde(default)]
+    pub search_every: u64,
     /// Further fields of the request, such as `temperature`.
     #[serde(default)]
     pub parameters: toml::Table,
@@ -412,6 +415,7 @@ impl Default for Agent {
             output_tokens: default_output_tokens(),
             history_tokens: default_history_tokens(),
             repairs: default_repairs(),
+            search_every: 0,
             parameters: toml::Table::new(),
             prices: None,
             caps: Caps::default(),

@@ -43,6 +43,8 @@ enum Command {
     Status(Which),
     Results(Results),
     Repair(Repair),
+    #[command(subcommand)]
+    Agent(AgentCommand),
     Setup(Setup),
     Doctor(Doctor),
 }
@@ -232,6 +234,36 @@ struct Results {
     machine: MachineArgs,
 }
 
+/// Look at the language model that a campaign asks.
+#[derive(Debug, Subcommand)]
+enum AgentCommand {
+    Check(AgentCheck),
+}
+
+/// Send one small request, and say how long it took and what it cost.
+///
+/// With --prompt nothing is sent: the next question of a search that does not run is printed as it would be.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  orchestrator agent check nano
+  orchestrator agent check nano --prompt > prompt.md
+
+Exit codes: see `orchestrator --help`.")]
+struct AgentCheck {
+    /// The campaign; the machine's default when left out.
+    campaign: Option<String>,
+    /// The search whose next question is shown; the campaign's last one when left out.
+    #[arg(long)]
+    tag: Option<String>,
+    /// Show the next question, and send nothing.
+    #[arg(long)]
+    prompt: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Make results.tsv, branches and refs agree with the journals again, and say what differed.
 ///
 /// A search's journal is the truth; the rest is made from it. What somebody edited in results.tsv is kept as a copy. The
@@ -338,6 +370,14 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Results(results) => show_results(&root, results),
         Command::Repair(args) => mend(&root, args.which),
+        Command::Agent(AgentCommand::Check(args)) if args.prompt => {
+            let (layout, _) = status::find(&root, args.campaign.as_deref(), args.tag.as_deref())?;
+            print(&search::next_prompt(&root, &layout)?)
+        }
+        Command::Agent(AgentCommand::Check(args)) => {
+            let answered = search::check_agent(&root, args.campaign.as_deref())?;
+            if args.json { print_json(&answered) } else { print(&answered.line()) }
+        }
         Command::Doctor(args) => {
             let checks = doctor::examine(&root);
             if args.json {

@@ -252,7 +252,7 @@ pub fn description(row: &Row) -> String {
 
 /// Text that may come from anywhere, in one line: nothing that moves a cursor or turns a line around, cut to
 /// [`LONGEST_TEXT`].
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     let invisible =
         |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     let visible: String = text.chars().map(|c| if c.is_control() || invisible(c) { ' ' } else { c }).collect();

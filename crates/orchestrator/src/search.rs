@@ -3,6 +3,7 @@
 //! Restore policy: the journal is the truth. What it says was kept is where the branch must be; an experiment in
 //! flight goes on from the last step that is written down; the views are written anew.
 
+mod ask;
 mod start;
 
 use std::fs::{self, File, TryLockError};
@@ -25,6 +26,7 @@ use crate::printer::Printer;
 use crate::results;
 use crate::workspace::{Workspace, Worktree};
 
+pub use ask::{check_agent, next_prompt};
 pub use start::{Attempt, HUMAN, attempt, campaign_file, parse_agent, replicate, report, run};
 
 /// Free space below which no experiment is begun: a full disk would fail it for no fault of its own.

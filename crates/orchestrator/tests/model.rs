@@ -138,6 +138,31 @@ fn a_missing_key_is_named_and_a_cap_is_kept() {
     assert_eq!((server.unseen(), rows(&capped).len()), (0, 3));
 }
 
+#[test]
+fn the_endpoint_can_be_checked_and_the_next_question_seen() {
+    let refusal = reply("401 Unauthorized", "content-type: application/json\r\n", r#"{"error":{"message":"no"}}"#);
+    let server = Server::start([stream(openai("ready")), refusal]);
+    let repository = asking(&server);
+    let check = |more: &[&str]| {
+        let arguments = [&["agent", "check", "nano"], more].concat();
+        repository.command(&arguments).env("TEST_KEY", KEY).output().unwrap()
+    };
+    let out = check(&[]);
+    let told = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && told.starts_with("test-model answers \"ready\" after"), "{told}");
+    assert!(told.contains(", $0.00"), "{told}");
+    let refused = check(&["--json"]);
+    assert_eq!(refused.status.code(), Some(7));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("refuses"), "{refused:?}");
+
+    let baseline = ["run", "nano", "--tag", "t", "--experiments", "1"];
+    assert!(repository.command(&baseline).env("TEST_KEY", KEY).output().unwrap().status.success());
+    let prompt = String::from_utf8(check(&["--prompt"]).stdout).unwrap();
+    for wanted in ["# The program", "# How to answer", "1 experiments so far: 1 kept", "learning_rate: 4e-3"] {
+        assert!(prompt.contains(wanted), "{wanted}: {prompt}");
+    }
+}
+
 /// Whether any file below a folder has these bytes.
 fn holds(folder: &Path, bytes: &[u8]) -> bool {
     fs::read_dir(folder).unwrap().flatten().any(|entry| {

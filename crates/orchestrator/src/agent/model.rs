@@ -11,7 +11,7 @@ use campaign::{Agent, AgentKind, AnswerFormat};
 use language_model::edit::{self, Edit, Format, Rules};
 use language_model::{
     Budget, Cancel, Caps, Endpoint, EndpointError, HttpEndpoint, KeySource, LESSON_REQUEST, Limits, Mismatch, Prices,
-    Prompt, Protocol, Recorder, Recording, Replay, Secret, Settings, Spent, Turn, Usage, recordings,
+    Prompt, Protocol, Recorder, Recording, Replay, Secret, Section, Settings, Spent, Turn, Usage, recordings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -130,7 +130,20 @@ impl Model {
 
     /// What its edits may be.
     pub fn rules(&self) -> Rules<'static> {
-        Rules { path: RECIPE, most_bytes: LARGEST_RECIPE, format: self.format }
+        rules(self.format)
+    }
+
+    /// A small question, to see whether the endpoint answers: what it said, and what that took.
+    ///
+    /// # Errors
+    /// With the endpoint's reason.
+    pub fn check(&mut self) -> Result<(String, Cost), String> {
+        let stable = vec![Section::new("A test", "Answer with the word ready and nothing else.")];
+        match self.ask(&Prompt { stable, ..Prompt::default() }) {
+            Ok((text, _)) => Ok((text, self.take_cost())),
+            Err(Silence::Interrupted) => Err("interrupted".into()),
+            Err(Silence::Because(reason)) => Err(reason),
+        }
     }
 
     /// What was spent so far.
@@ -235,6 +248,11 @@ impl Model {
 enum Silence {
     Interrupted,
     Because(String),
+}
+
+/// What an edit may be, in a form of answers.
+pub fn rules(format: Format) -> Rules<'static> {
+    Rules { path: RECIPE, most_bytes: LARGEST_RECIPE, format }
 }
 
 fn http(settings: &Agent) -> Result<Settings> {

@@ -4,8 +4,9 @@
 use std::fs;
 
 use anyhow::Result;
+use campaign::AnswerFormat;
 use git2::Oid;
-use language_model::edit::Edit;
+use language_model::edit::{Edit, Format};
 use language_model::quote;
 
 use super::oid;
@@ -43,8 +44,12 @@ pub(super) enum Asked {
 impl Search<'_> {
     /// Asks the language model, where there is one, for the next recipe.
     pub(super) fn think(&mut self, incumbent: &Row) -> Result<Asked, Failure> {
-        let Some(mut model) = self.model.take() else { return Ok(Asked::Nothing) };
         let number = self.state.next();
+        let every = self.campaign.agent.search_every;
+        if every > 0 && number.is_multiple_of(every) {
+            return Ok(Asked::Nothing);
+        }
+        let Some(mut model) = self.model.take() else { return Ok(Asked::Nothing) };
         let parent = oid(&incumbent.commit)?;
         let source = self.workspace.recipe(parent)?;
         let knowledge = self.question(incumbent, &source, model.rules(), &model.spent().dollars);
@@ -141,6 +146,20 @@ impl Search<'_> {
             cost: Some(cost),
         })?;
         Ok(Asked::InFlight)
+    }
+
+    /// What would be asked next.
+    pub fn next_question(&self) -> Result<String, Failure> {
+        let Some(incumbent) = self.state.incumbent() else {
+            let hint = "`orchestrator run --experiments 1` measures it".into();
+            return Err(Failure::Recipe { message: "this search has no baseline yet".into(), hint });
+        };
+        let recipe = self.workspace.recipe(oid(&incumbent.commit)?)?;
+        let format = match self.campaign.agent.format {
+            AnswerFormat::Blocks => Format::Blocks,
+            AnswerFormat::WholeFile => Format::WholeFile,
+        };
+        Ok(self.question(incumbent, &recipe, agent::model::rules(format), &0.0)?.text())
     }
 
     fn question(

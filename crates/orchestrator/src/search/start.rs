@@ -222,7 +222,7 @@ pub fn replicate(root: &Path, layout: &Layout, options: &Options, name: &str, ru
 }
 
 /// Opens a search that does not run, and leaves its worktree at the incumbent.
-fn with(
+pub(super) fn with(
     root: &Path,
     layout: &Layout,
     options: &Options,
