@@ -120,11 +120,49 @@ fn largest(group: &[f32]) -> f32 {
     lanes.into_iter().fold(0.0, f32::max)
 }
 
-/// Threshold and scale (snapped to f16) of a group.
+/// Which weights of a group do not become 0.
+#[derive(Clone, Copy)]
+enum Keep {
+    /// Those above a magnitude.
+    Above(f32),
+    /// All but the smallest of each four, the first of equals.
+    ThreeOfFour,
+}
+
+/// What a group becomes: what is kept, and the scale (snapped to f16).
 #[derive(Clone, Copy)]
 struct Fit {
-    threshold: f32,
+    keep: Keep,
     scale: f32,
+}
+
+/// Position of the smallest magnitude of four weights, the first of equals.
+#[inline(always)]
+fn smallest(four: &[f32]) -> usize {
+    let mut at = 0;
+    for i in 1..four.len() {
+        if four[i].abs() < four[at].abs() {
+            at = i;
+        }
+    }
+    at
+}
+
+/// Mean |w| of the larger three of each four.
+#[inline(always)]
+fn mean_of_three(group: &[f32]) -> f32 {
+    let sum: f64 = group
+        .chunks(1024)
+        .map(|block| {
+            let mut lanes = [0f32; LANES];
+            for (lane, four) in block.chunks_exact(4).enumerate() {
+                let least = four[smallest(four)].abs();
+                lanes[lane % LANES] += four.iter().map(|w| w.abs()).sum::<f32>() - least;
+            }
+            f64::from(total(lanes))
+        })
+        .sum();
+    (sum / (group.len() as f64 * 0.75)) as f32
 }
 
 /// Rounds a scale to the f16 that is stored, within what f16 holds; inlined, unlike `half`'s.
@@ -154,7 +192,7 @@ fn fit(group: &[f32], index: usize, source: Source<'_>) -> Fit {
         Source::Rule(rule, deadzone) => (rule, deadzone),
         Source::Given(scales, deadzone) => {
             let scale = snap(scales[index]);
-            return Fit { threshold: scale * deadzone, scale };
+            return Fit { keep: Keep::Above(scale * deadzone), scale };
         }
     };
     // Below every magnitude, so that exact zeros count in the mean too.
@@ -183,8 +221,9 @@ fn fit(group: &[f32], index: usize, source: Source<'_>) -> Fit {
             }
             (scale * deadzone, scale)
         }
+        Scale::ThreeOfFour => return Fit { keep: Keep::ThreeOfFour, scale: snap(mean_of_three(group)) },
     };
-    Fit { threshold, scale: snap(scale) }
+    Fit { keep: Keep::Above(threshold), scale: snap(scale) }
 }
 
 /// What is written for a weight w.
@@ -198,13 +237,34 @@ enum Output {
 
 #[inline(always)]
 fn write<T: Store>(group: &[f32], fit: Fit, output: Output, out: &mut [T]) {
-    let code = |value: f32| if value.abs() > fit.threshold { 1f32.copysign(value) } else { 0.0 };
+    let threshold = match fit.keep {
+        Keep::Above(threshold) => threshold,
+        Keep::ThreeOfFour => return write_three(group, fit.scale, output, out),
+    };
+    let code = |value: f32| if value.abs() > threshold { 1f32.copysign(value) } else { 0.0 };
     let pairs = out.iter_mut().zip(group);
     match output {
         Output::Code => pairs.for_each(|(out, &w)| *out = T::narrow(code(w))),
         Output::Blend(1.0) => pairs.for_each(|(out, &w)| *out = T::narrow(code(w) * fit.scale)),
         Output::Blend(lambda) => {
             pairs.for_each(|(out, &w)| *out = T::narrow(w + lambda * (code(w) * fit.scale - w)));
+        }
+    }
+}
+
+/// [`write`] for [`Keep::ThreeOfFour`].
+#[inline(always)]
+fn write_three<T: Store>(group: &[f32], scale: f32, output: Output, out: &mut [T]) {
+    for (four, out) in group.chunks_exact(4).zip(out.chunks_exact_mut(4)) {
+        let zero = smallest(four);
+        for i in 0..4 {
+            let w = four[i];
+            let code = if i == zero || w == 0.0 { 0.0 } else { 1f32.copysign(w) };
+            out[i] = T::narrow(match output {
+                Output::Code => code,
+                Output::Blend(1.0) => code * scale,
+                Output::Blend(lambda) => w + lambda * (code * scale - w),
+            });
         }
     }
 }
@@ -260,8 +320,10 @@ fn run<T: Store>(
         if let Some(scales) = scales {
             scales[0] = fit.scale;
         }
-        return parallel_one(Pieces { slice: out, width: 1 }, GRAIN, |first, out| {
-            write_part(&weights[first..first + out.len()], fit, output, out);
+        // No thread may get a part of a four.
+        let width = if matches!(fit.keep, Keep::ThreeOfFour) { 4 } else { 1 };
+        return parallel_one(Pieces { slice: out, width }, GRAIN / width, |first, out| {
+            write_part(&weights[first * width..][..out.len()], fit, output, out);
         });
     }
     let width = grouping.width(w.size()[1] as usize);
@@ -333,7 +395,10 @@ mod tests {
     fn agrees_with_tensor_operations() {
         let w = weights(96, 576);
         for grouping in [Grouping::Tensor, Grouping::Row, Grouping::Group(64), Grouping::Group(9)] {
-            for rule in [Scale::AbsMean, Scale::Twn, Scale::AbsMax, Scale::Mse] {
+            for rule in [Scale::AbsMean, Scale::Twn, Scale::AbsMax, Scale::Mse, Scale::ThreeOfFour] {
+                if rule == Scale::ThreeOfFour && grouping == Grouping::Group(9) {
+                    continue;
+                }
                 let deadzone = rule.default_deadzone();
                 let fast = quantize(&w, grouping, Source::Rule(rule, deadzone as f32));
                 let plain = quantize_on_device(&w, grouping, rule, deadzone);

@@ -9,7 +9,7 @@
 //! 1. calls [`weight::TernaryWeight::refresh`], which writes `w + λ·(Q(w) − w)` in the compute kind (bf16 or f32)
 //!    into a *leaf*: each weight is quantized once a step, however often the model uses it;
 //! 2. runs the model on the leaves, takes [`loss::objective`] of its hidden states and calls its `backward`;
-//! 3. maps each leaf's gradient to gradients of the master and of a learnable scale
+//! 3. maps each leaf's gradient to gradients of the master and of a learned scale
 //!    ([`weight::TernaryWeight::gradients`]), by the rule of its [`weight::Estimator`];
 //! 4. hands them to [`optim::AdamW::step`], which clips by the global norm without waiting for the device.
 //!
@@ -22,12 +22,16 @@
 //! | [`quantize::Scale::AbsMean`], [`quantize::weight_quant`], [`activation`] | BitNet b1.58, arXiv 2402.17764, and the Hugging Face blog "Fine-tuning LLMs to 1.58bit" |
 //! | [`quantize::Scale::Twn`] | Ternary Weight Networks, arXiv 1605.04711 |
 //! | [`quantize::Scale::Mse`] | Lloyd's alternation on the levels −s, 0, s |
-//! | [`weight::Estimator::LearnedScale`] | LSQ, arXiv 1902.08153, in the ternary form of ParetoQ, arXiv 2502.02631 |
+//! | [`quantize::Scale::ThreeOfFour`], [`schedule::Residual`] | Sherry and its Arenas, arXiv 2601.07892 |
+//! | [`learned::LearnedRule::Lsq`] | LSQ, arXiv 1902.08153, in the ternary form of ParetoQ |
+//! | [`learned::LearnedRule::Stretched`] | SEQ of ParetoQ, arXiv 2502.02631 |
+//! | [`learned::LearnedRule::EfficientQat`] | EfficientQAT, arXiv 2407.11062 |
 //! | [`quantize::soft`] | the tempered assignment of Hestia, arXiv 2601.20745 |
 //! | [`optim`] | decoupled weight decay, arXiv 1711.05101 |
 
 pub mod activation;
 mod kernel;
+pub mod learned;
 pub mod loss;
 mod native;
 pub mod optim;

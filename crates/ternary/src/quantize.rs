@@ -23,13 +23,16 @@ pub enum Scale {
     AbsMax,
     /// Δ = d·s, s = the mean |w| of what is kept, alternated until it stands. d = 0.5 minimizes Σ(w − Q(w))².
     Mse,
+    /// No threshold: of every four weights along the row the smallest |w| (the first of equals) becomes 0, and s is the
+    /// mean |w| of the rest. Sherry's 3:4 sparsity (arXiv 2601.07892); groups are multiples of four, d is not used.
+    ThreeOfFour,
 }
 
 impl Scale {
     /// The deadzone that the rule's source uses.
     pub fn default_deadzone(self) -> f64 {
         match self {
-            Self::AbsMean | Self::AbsMax | Self::Mse => 0.5,
+            Self::AbsMean | Self::AbsMax | Self::Mse | Self::ThreeOfFour => 0.5,
             Self::Twn => 0.75,
         }
     }
@@ -73,10 +76,12 @@ impl Quantized {
 /// Quantizes `w` (f32 `[out, in]`) by `rule` with deadzone `d`, see [`Scale`].
 ///
 /// # Panics
-/// When `w` is not a matrix of f32, or the group width does not divide its rows.
+/// When `w` is not a matrix of f32, or the group width does not divide its rows, or for [`Scale::ThreeOfFour`] is no
+/// multiple of four.
 pub fn quantize(w: &Tensor, grouping: Grouping, rule: Scale, deadzone: f64) -> Quantized {
     tch::no_grad(|| {
         check(w, grouping);
+        check_fours(w, grouping, rule);
         if w.device() == Device::Cpu {
             kernel::quantize(&w.contiguous(), grouping, kernel::Source::Rule(rule, deadzone as f32))
         } else {
@@ -105,9 +110,27 @@ pub fn quantize_with(w: &Tensor, grouping: Grouping, scales: &Tensor, deadzone: 
 /// The same in tensor operations, for accelerators. Also the plain reference of the CPU kernel.
 pub(crate) fn quantize_on_device(w: &Tensor, grouping: Grouping, rule: Scale, deadzone: f64) -> Quantized {
     let groups = grouped(w, grouping);
-    let (threshold, scale) = fit(&groups, rule, deadzone);
-    let codes = (groups.abs().gt_tensor(&threshold) * groups.sign()).to_kind(Kind::Int8).reshape(w.size());
+    let (kept, scale) = match rule {
+        Scale::ThreeOfFour => {
+            let kept = three_of_four(&groups);
+            let count = groups.size()[1] as f64 * 0.75;
+            let scale = (groups.abs() * &kept).sum_dim_intlist(-1, true, Kind::Float) / count;
+            (kept, scale)
+        }
+        _ => {
+            let (threshold, scale) = fit(&groups, rule, deadzone);
+            (groups.abs().gt_tensor(&threshold), scale)
+        }
+    };
+    let codes = (kept * groups.sign()).to_kind(Kind::Int8).reshape(w.size());
     Quantized { codes, scales: snap(&scale).reshape(scales_shape(w, grouping)) }
+}
+
+/// False at the smallest magnitude of each four along the rows of `groups`, true elsewhere.
+fn three_of_four(groups: &Tensor) -> Tensor {
+    let fours = groups.abs().reshape([-1, 4]);
+    let smallest = fours.argmin(-1, true);
+    fours.ones_like().to_kind(Kind::Bool).scatter_value(-1, &smallest, 0).reshape(groups.size())
 }
 
 /// Threshold and scale (not snapped), `[groups, 1]` each, of `groups`, `[groups, width]`. Differentiable, with what is
@@ -140,6 +163,7 @@ fn fit(groups: &Tensor, rule: Scale, deadzone: f64) -> (Tensor, Tensor) {
             }
             (&scale * deadzone, scale)
         }
+        Scale::ThreeOfFour => panic!("three of four weights are kept by their order: there is no threshold"),
     }
 }
 
@@ -164,6 +188,9 @@ pub fn weight_quant(w: &Tensor, grouping: Grouping) -> Tensor {
 ///
 /// For [`Scale::AbsMean`] with d = 0.5 that is softmax_c(−(x − c)²/(T + 1e-6)), Hestia's assignment; for every rule the
 /// limit T → 0 is its hard form. The gradient grows without bound there: keep a floor under T and end with hard steps.
+///
+/// # Panics
+/// For [`Scale::ThreeOfFour`], which has no threshold to soften.
 pub fn soft(w: &Tensor, grouping: Grouping, rule: Scale, deadzone: f64, temperature: f64) -> Tensor {
     let groups = grouped(w, grouping);
     let (threshold, scale) = fit(&groups, rule, deadzone);
@@ -215,5 +242,13 @@ pub(crate) fn check(w: &Tensor, grouping: Grouping) {
         (shape[1] as usize).checked_rem(width) == Some(0),
         "groups of {width} do not divide rows of {}: choose a group size that divides every row",
         shape[1]
+    );
+}
+
+fn check_fours(w: &Tensor, grouping: Grouping, rule: Scale) {
+    let width = grouping.width(w.size()[1] as usize);
+    assert!(
+        rule != Scale::ThreeOfFour || (width.is_multiple_of(4) && w.size()[1] % 4 == 0),
+        "three of four weights are kept: choose groups of a multiple of four, not {width}"
     );
 }

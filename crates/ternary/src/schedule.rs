@@ -161,6 +161,31 @@ impl Temperature {
     }
 }
 
+/// ε of Sherry's Arenas (arXiv 2601.07892), the share of the full-precision weight beside the ternary one: linearly from
+/// 0 to 1 over the first `rise` of a run, then by half a cosine to 0, and 0 from `end` on.
+///
+/// The source has `rise` = 0.1 and `end` = 1; with `end` below 1 the last steps see what is exported.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Residual {
+    /// Progress at which ε is 1.
+    pub rise: f64,
+    /// Progress from which ε is 0.
+    pub end: f64,
+}
+
+impl Residual {
+    /// ε at `progress`.
+    pub fn at(&self, progress: f64) -> f64 {
+        if progress >= self.end {
+            0.0
+        } else if progress < self.rise {
+            (progress / self.rise).max(0.0)
+        } else {
+            (1.0 + (PI * (progress - self.rise) / (self.end - self.rise)).cos()) / 2.0
+        }
+    }
+}
+
 macro_rules! words {
     ($type:ty, $what:literal, $($variant:ident => $word:literal),+) => {
         impl fmt::Display for $type {
@@ -261,6 +286,16 @@ mod tests {
         assert!(temperature.at(0.799).expect("soft") >= 0.1);
         assert_eq!(temperature.at(0.8), None);
         assert_eq!(temperature.at(1.0), None);
+    }
+
+    #[test]
+    fn residuals_rise_and_are_gone_at_the_end() {
+        let residual = Residual { rise: 0.1, end: 0.9 };
+        for (progress, wanted) in [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.5, 0.5), (0.9, 0.0), (1.0, 0.0)] {
+            assert!((residual.at(progress) - wanted).abs() < 1e-12, "at {progress}");
+        }
+        let always = Residual { rise: 0.0, end: 1.0 };
+        assert_eq!((always.at(0.0), always.at(1.0)), (1.0, 0.0));
     }
 
     #[test]

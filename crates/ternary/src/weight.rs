@@ -5,10 +5,12 @@ use artifact::Grouping;
 use tch::{Device, Kind, Tensor};
 
 use crate::kernel::{self, Source};
+use crate::learned::LearnedRule;
 use crate::native::view;
 use crate::quantize::{Quantized, Scale, check, quantize, quantize_with, soft, spread};
 
-/// How the gradient G of the weight that the model used becomes the master's.
+/// How the gradient G of the weight that the model used becomes the master's and, where scales are trained, theirs. The
+/// variants with a learned scale round w/s to the nearest level: set the deadzone to 0.5.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Estimator {
     /// Straight through: dw = G.
@@ -18,10 +20,26 @@ pub enum Estimator {
         /// In scales; 1 or more.
         bound: f64,
     },
-    /// LSQ: the scales are parameters, see [`learned_scale_gradients`]. Set the deadzone to 0.5, LSQ's rounding.
+    /// Trained scales by LSQ's rule, [`LearnedRule::Lsq`].
     LearnedScale,
+    /// Trained scales by ParetoQ's rule for three levels, [`LearnedRule::Stretched`].
+    Stretched,
+    /// Trained scales by EfficientQAT's rule, [`LearnedRule::EfficientQat`].
+    EfficientQat,
     /// The soft quantizer while [`Blend::temperature`] is given (its true gradient), then plain.
     Soft,
+}
+
+impl Estimator {
+    /// The rule of its scales, when they are trained.
+    pub fn learned(self) -> Option<LearnedRule> {
+        match self {
+            Self::LearnedScale => Some(LearnedRule::Lsq),
+            Self::Stretched => Some(LearnedRule::Stretched),
+            Self::EfficientQat => Some(LearnedRule::EfficientQat),
+            Self::Plain | Self::Clipped { .. } | Self::Soft => None,
+        }
+    }
 }
 
 /// How a weight is made ternary.
@@ -67,6 +85,7 @@ pub struct TernaryWeight {
     scales: Option<Tensor>,
     method: Method,
     blend: Blend,
+    residual: f64,
     values: Tensor,
     leaf: Tensor,
 }
@@ -76,15 +95,20 @@ impl TernaryWeight {
     /// The leaf starts out ternary.
     ///
     /// # Panics
-    /// When `master` is not a matrix of f32, or the group width does not divide its rows.
+    /// When `master` is not a matrix of f32, or the group width does not divide its rows, or the rule of the scale is
+    /// [`Scale::ThreeOfFour`] and groups are no multiples of four or the estimator is [`Estimator::Soft`].
     pub fn new(master: Tensor, method: Method, compute: Kind) -> Self {
         check(&master, method.grouping);
         let master = master.detach().contiguous();
-        let scales = (method.estimator == Estimator::LearnedScale)
-            .then(|| quantize(&master, method.grouping, method.scale, method.deadzone).scales);
+        assert!(
+            method.scale != Scale::ThreeOfFour || method.estimator != Estimator::Soft,
+            "Scale::ThreeOfFour has no threshold to soften: choose another rule or estimator"
+        );
+        let learned = method.estimator.learned();
+        let scales = learned.map(|rule| rule.start(&master, method.grouping, method.scale));
         let values = Tensor::empty(master.size(), (compute, master.device()));
         let leaf = leaf_of(&values);
-        let mut weight = Self { master, scales, method, blend: Blend::HARD, values, leaf };
+        let mut weight = Self { master, scales, method, blend: Blend::HARD, residual: 0.0, values, leaf };
         weight.refresh(Blend::HARD);
         weight
     }
@@ -94,7 +118,7 @@ impl TernaryWeight {
         &self.master
     }
 
-    /// The learned scales that the optimizer moves, f32 in the shape of [`Quantized::scales`].
+    /// The learned scales α that the optimizer moves, f32 in the shape of [`Quantized::scales`].
     pub fn scales(&self) -> Option<&Tensor> {
         self.scales.as_ref()
     }
@@ -112,15 +136,24 @@ impl TernaryWeight {
     /// Writes the blended weights into a fresh leaf without a gradient. Call it once before each step, after the
     /// backward passes of the last: their graphs refer to the same memory.
     pub fn refresh(&mut self, blend: Blend) {
+        self.refresh_with_residual(blend, 0.0);
+    }
+
+    /// [`TernaryWeight::refresh`] with ε·w added to the leaf: x·leafᵀ has ε·x·wᵀ in it, Sherry's Arenas (arXiv
+    /// 2601.07892), and the master's gradient ε·G. ε comes from [`crate::schedule::Residual`] and ends at 0: no export
+    /// holds it.
+    pub fn refresh_with_residual(&mut self, blend: Blend, residual: f64) {
         let Method { grouping, scale, deadzone, .. } = self.method;
         self.blend = blend;
+        self.residual = residual;
         tch::no_grad(|| {
             if let Some(temperature) = self.temperature() {
                 let soft = soft(&self.master, grouping, scale, deadzone, temperature);
                 self.values.copy_(&self.master.lerp(&soft, blend.lambda));
             } else if self.master.device() == Device::Cpu {
-                let source = match &self.scales {
-                    Some(scales) => Source::Given(view(scales), deadzone as f32),
+                let levels = self.levels();
+                let source = match &levels {
+                    Some(levels) => Source::Given(view(levels), deadzone as f32),
                     None => Source::Rule(scale, deadzone as f32),
                 };
                 kernel::blend(&self.master, grouping, source, blend.lambda, &mut self.values);
@@ -128,6 +161,9 @@ impl TernaryWeight {
                 let quantized = self.export().dequantize();
                 let mixed = if blend.lambda == 1.0 { quantized } else { self.master.lerp(&quantized, blend.lambda) };
                 self.values.copy_(&mixed);
+            }
+            if residual != 0.0 {
+                let _ = self.values.g_add_(&(&self.master * residual));
             }
         });
         self.leaf = leaf_of(&self.values);
@@ -144,67 +180,48 @@ impl TernaryWeight {
             return Gradients { master: None, scales: None };
         }
         let Method { grouping, scale, deadzone, estimator } = self.method;
-        let lambda = self.blend.lambda;
-        match estimator {
-            Estimator::Clipped { bound } => tch::no_grad(|| {
+        let (lambda, residual) = (self.blend.lambda, self.residual);
+        // The leaf has (1 − λ + ε)·w beside λ·Q(w).
+        let beside = 1.0 - lambda + residual;
+        let wide = || gradient.to_kind(Kind::Float);
+        if let (Some(rule), Some(alpha)) = (estimator.learned(), &self.scales) {
+            let gradient = wide();
+            let (through, scales) = rule.gradients(&self.master, &rule.snap(alpha), &gradient, deadzone);
+            let master = through * lambda + gradient * beside;
+            return Gradients { master: Some(master), scales: Some(scales * lambda) };
+        }
+        let master = match (estimator, self.temperature()) {
+            (Estimator::Clipped { bound }, _) => tch::no_grad(|| {
                 let inside = self.master.abs().le_tensor(&(spread(&self.export().scales, &self.master) * bound));
-                let master = gradient.to_kind(Kind::Float) * (inside.to_kind(Kind::Float) * lambda + (1.0 - lambda));
-                Gradients { master: Some(master), scales: None }
+                wide() * (inside.to_kind(Kind::Float) * lambda + beside)
             }),
-            Estimator::LearnedScale => {
-                let scales = crate::quantize::snap(self.scales.as_ref().expect("made in new"));
-                let gradient = gradient.to_kind(Kind::Float);
-                let (master, scales) = learned_scale_gradients(&self.master, &scales, &gradient, deadzone, lambda);
-                Gradients { master: Some(master), scales: Some(scales) }
-            }
-            Estimator::Soft if self.temperature().is_some() => {
-                let temperature = self.temperature().unwrap_or_default();
+            (Estimator::Soft, Some(temperature)) => {
                 let w = leaf_of(&self.master);
-                let gradient = gradient.to_kind(Kind::Float);
+                let gradient = wide();
                 let through = (soft(&w, grouping, scale, deadzone, temperature) * &gradient).sum(Kind::Float);
                 let through = Tensor::run_backward(&[through], &[&w], false, false).remove(0);
-                Gradients { master: Some(gradient.lerp(&through, lambda)), scales: None }
+                through * lambda + gradient * beside
             }
-            Estimator::Plain | Estimator::Soft => Gradients { master: Some(gradient), scales: None },
-        }
+            _ if residual == 0.0 => gradient,
+            _ => wide() * (1.0 + residual),
+        };
+        Gradients { master: Some(master), scales: None }
+    }
+
+    /// Scales of the ternary levels, when they are trained.
+    fn levels(&self) -> Option<Tensor> {
+        let rule = self.method.estimator.learned()?;
+        self.scales.as_ref().map(|alpha| rule.levels(alpha))
     }
 
     /// Codes and scales of the hard quantizer, exactly those of a leaf refreshed with [`Blend::HARD`].
     pub fn export(&self) -> Quantized {
         let Method { grouping, scale, deadzone, .. } = self.method;
-        match &self.scales {
-            Some(scales) => quantize_with(&self.master, grouping, scales, deadzone),
+        match self.levels() {
+            Some(levels) => quantize_with(&self.master, grouping, &levels, deadzone),
             None => quantize(&self.master, grouping, scale, deadzone),
         }
     }
-}
-
-/// Gradients of w_ = w + λ·(Q(w) − w), Q(w) = α·code, given dL/dw_ = G (all f32), by LSQ's rule, with x = w/α:
-///
-/// * dw = G·((1 − λ) + λ·1[|x| ≤ 1])
-/// * dα = λ·g·Σ G·(code − x where |x| ≤ 1, else sign(x)) over α's group, g = 1/√(number of weights of the matrix)
-///
-/// `alpha` is `[out, groups]` or `[1]`; the second result has its shape.
-pub fn learned_scale_gradients(
-    w: &Tensor,
-    alpha: &Tensor,
-    gradient: &Tensor,
-    deadzone: f64,
-    lambda: f64,
-) -> (Tensor, Tensor) {
-    tch::no_grad(|| {
-        let x = w / spread(alpha, w);
-        let magnitude = x.abs();
-        let inside = magnitude.le(1.0);
-        let code = magnitude.gt(deadzone) * x.sign();
-        let slope = (code - &x).where_self(&inside, &x.sign()) * gradient;
-        let sums = match alpha.size()[..] {
-            [rows, groups] => slope.reshape([rows, groups, -1]).sum_dim_intlist(-1, false, Kind::Float),
-            _ => slope.sum(Kind::Float).reshape([1]),
-        };
-        let master = gradient * (inside.to_kind(Kind::Float) * lambda + (1.0 - lambda));
-        (master, sums * (lambda / (w.numel() as f64).sqrt()))
-    })
 }
 
 /// A weight that stays dense (embedding, head, norm): f32 master, leaf in the compute kind.

@@ -7,9 +7,10 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 use ternary::Grouping;
 use ternary::activation;
+use ternary::learned::LearnedRule;
 use ternary::loss::{Teacher, objective};
-use ternary::quantize::{Scale, quantize, soft, weight_quant};
-use ternary::weight::learned_scale_gradients;
+use ternary::quantize::{Scale, quantize, quantize_with, soft, weight_quant};
+use ternary::weight::{Blend, Estimator, Method, TernaryWeight};
 
 #[derive(Deserialize)]
 struct Summary {
@@ -140,16 +141,68 @@ fn hugging_face_linear() {
     }
 }
 
+/// The same through a [`TernaryWeight`], whose scale is the stored one: HF's clamped mean in f16.
+#[test]
+fn hugging_face_linear_as_it_is_trained() {
+    let method =
+        Method { grouping: Grouping::Tensor, scale: Scale::AbsMean, deadzone: 0.5, estimator: Estimator::Plain };
+    for (lambda, case) in [(0.25, "hf_bitlinear_lam0.25"), (1.0, "hf_bitlinear_lam1.0")] {
+        let mut weight = TernaryWeight::new(w(), method, Kind::Float);
+        weight.refresh(Blend { lambda, temperature: None });
+        let input = x().set_requires_grad(true);
+        let y = activation::fake_quantize(&input, 8, lambda).matmul(&weight.leaf().tr());
+        close(&values(&y), &numbers(&format!("/{case}/y")), SNAPPED * 0.4);
+        ternary::backward(&[&y], &[&gy()]).expect("a graph");
+        agrees(&weight.gradients().master.expect("used"), &format!("/{case}/dw"), EXACT * 10.0);
+        agrees(&input.grad(), &format!("/{case}/dx"), SNAPPED);
+    }
+}
+
 #[test]
 fn learned_scale() {
     let alpha = w().abs().mean_dim(1, true, None);
     close(&values(&alpha), &numbers("/lsq_ternary_meanabs/alpha"), 1e-8);
-    let (dw, dalpha) = learned_scale_gradients(&w(), &alpha, &g(), 0.5, 1.0);
+    let (dw, dalpha) = LearnedRule::Lsq.gradients(&w(), &alpha, &g(), 0.5);
     agrees(&dw, "/lsq_ternary_meanabs/dw", EXACT);
     close(&values(&dalpha), &numbers("/lsq_ternary_meanabs/dalpha"), 1e-6);
-    let stored = ternary::quantize::quantize_with(&w(), Grouping::Row, &alpha, 0.5).dequantize();
+    let stored = quantize_with(&w(), Grouping::Row, &alpha, 0.5).dequantize();
     agrees(&stored, "/lsq_ternary_meanabs", SNAPPED);
     zeros(&stored, "/lsq_ternary_meanabs/zero");
+}
+
+/// ParetoQ's own start, α = max|w| of the row, and half of it.
+#[test]
+fn stretched_scale() {
+    let rule = LearnedRule::Stretched;
+    let start = rule.start(&w(), Grouping::Row, Scale::AbsMax);
+    close(&values(&start), &numbers("/paretoq_seq_ternary/alpha"), 1e-8);
+    for (alpha, case) in [(&start * 1.0, "paretoq_seq_ternary"), (&start * 0.5, "paretoq_seq_ternary_alpha_half")] {
+        let (dw, dalpha) = rule.gradients(&w(), &alpha, &g(), 0.5);
+        agrees(&dw, &format!("/{case}/dw"), EXACT);
+        close(&values(&dalpha), &numbers(&format!("/{case}/dalpha")), 1e-6);
+        let stored = quantize_with(&w(), Grouping::Row, &rule.levels(&alpha), 0.5).dequantize();
+        agrees(&stored, &format!("/{case}"), SNAPPED);
+        zeros(&stored, &format!("/{case}/zero"));
+    }
+}
+
+/// Sherry keeps three of four; its gradient is straight through, with ε of Arenas beside it.
+#[test]
+fn three_of_four() {
+    let method = Method {
+        grouping: Grouping::Group(128),
+        scale: Scale::ThreeOfFour,
+        deadzone: Scale::ThreeOfFour.default_deadzone(),
+        estimator: Estimator::Plain,
+    };
+    let mut weight = TernaryWeight::new(w(), method, Kind::Float);
+    agrees(weight.leaf(), "/sherry_3of4_g128", SNAPPED);
+    zeros(weight.leaf(), "/sherry_3of4_g128/zero");
+    let hard = weight.leaf().detach().copy();
+    weight.refresh_with_residual(Blend::HARD, 0.25);
+    close(&values(weight.leaf()), &values(&(hard + w() * 0.25)), 1e-7);
+    (weight.leaf() * g()).sum(Kind::Float).backward();
+    close(&values(&weight.gradients().master.expect("sent")), &values(&(g() * 1.25)), 1e-7);
 }
 
 #[test]

@@ -8,8 +8,15 @@ use ternary::weight::{Blend, CastWeight, Estimator, Method, TernaryWeight};
 
 const GROUPINGS: [Grouping; 3] = [Grouping::Tensor, Grouping::Row, Grouping::Group(64)];
 const RULES: [Scale; 4] = [Scale::AbsMean, Scale::Twn, Scale::AbsMax, Scale::Mse];
-const ESTIMATORS: [Estimator; 4] =
-    [Estimator::Plain, Estimator::Clipped { bound: 1.5 }, Estimator::LearnedScale, Estimator::Soft];
+const LEARNED: [Estimator; 3] = [Estimator::LearnedScale, Estimator::Stretched, Estimator::EfficientQat];
+const ESTIMATORS: [Estimator; 6] = [
+    Estimator::Plain,
+    Estimator::Clipped { bound: 1.5 },
+    Estimator::LearnedScale,
+    Estimator::Stretched,
+    Estimator::EfficientQat,
+    Estimator::Soft,
+];
 
 fn normal(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, (Kind::Float, Device::Cpu))
@@ -27,7 +34,7 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
 }
 
 fn method(grouping: Grouping, scale: Scale, estimator: Estimator) -> Method {
-    let deadzone = if estimator == Estimator::LearnedScale { 0.5 } else { scale.default_deadzone() };
+    let deadzone = if estimator.learned().is_some() { 0.5 } else { scale.default_deadzone() };
     Method { grouping, scale, deadzone, estimator }
 }
 
@@ -62,14 +69,18 @@ fn what_training_used_is_what_is_exported() {
 #[test]
 fn lambda_blends() {
     let w = weights();
-    let mut weight = TernaryWeight::new(w.copy(), method(Grouping::Row, Scale::Twn, Estimator::Plain), Kind::Float);
-    let hard = weight.export().dequantize();
-    for lambda in [0.0, 0.25, 0.9] {
-        weight.refresh(Blend { lambda, temperature: None });
-        close(&weight.leaf().detach(), &(&w + (&hard - &w) * lambda), 1e-6);
+    for grouping in GROUPINGS {
+        for rule in [Scale::Twn, Scale::ThreeOfFour] {
+            let mut weight = TernaryWeight::new(w.copy(), method(grouping, rule, Estimator::Plain), Kind::Float);
+            let hard = weight.export().dequantize();
+            for lambda in [0.0, 0.25, 0.9] {
+                weight.refresh(Blend { lambda, temperature: None });
+                close(&weight.leaf().detach(), &(&w + (&hard - &w) * lambda), 1e-6);
+            }
+            weight.refresh(Blend { lambda: 0.0, temperature: None });
+            assert_eq!(*weight.leaf(), w);
+        }
     }
-    weight.refresh(Blend { lambda: 0.0, temperature: None });
-    assert_eq!(*weight.leaf(), w);
 }
 
 /// Sorted magnitudes a₁ ≥ a₂ ≥ …: keeping the first k with their mean is best where (a₁ + … + a_k)²/k is largest.
@@ -164,30 +175,84 @@ fn clipping_stops_what_is_far_out() {
     close(&weight.gradients().master.expect("sent"), &(&gradient * (1.0 - outside * 0.25)), 1e-6);
 }
 
-/// With codes held, w_ = w + λ(α·code − w) is linear in α: inside the range LSQ's rule has −w/α beside it, which is the
-/// straight-through derivative of the rounding. Checked by writing that out for autograd.
-#[test]
-fn learned_scales_get_lsqs_gradient() {
-    let (gradient, w, lambda) = (normal(&[32, 192]), weights(), 0.7);
-    for grouping in GROUPINGS {
-        let mut weight =
-            TernaryWeight::new(w.copy(), method(grouping, Scale::Twn, Estimator::LearnedScale), Kind::Float);
-        weight.refresh(Blend { lambda, temperature: None });
-        send(&weight, &gradient);
-        let got = weight.gradients();
-        let alpha = weight.scales().expect("learned").copy().set_requires_grad(true);
-        let spread = match grouping {
-            Grouping::Tensor => alpha.expand([32, 192], false),
-            _ => alpha.unsqueeze(-1).expand([32, alpha.size()[1], 192 / alpha.size()[1]], false).reshape([32, 192]),
-        };
-        let master = w.copy().set_requires_grad(true);
-        let x = (&master / &spread).clamp(-1.0, 1.0);
-        let code = &x + (x.sign() * x.abs().gt(0.5) - &x).detach();
-        let mixed = &master * (1.0 - lambda) + code * &spread * lambda;
-        (mixed * &gradient).sum(Kind::Float).backward();
-        close(&got.master.expect("sent"), &master.grad(), 1e-5);
-        close(&got.scales.expect("learned"), &(alpha.grad() / f64::from(32 * 192).sqrt()), 1e-4);
+/// `scales` over the weights that they belong to, by operations that autograd follows.
+fn spread(scales: &Tensor, [rows, columns]: [i64; 2]) -> Tensor {
+    match scales.size()[..] {
+        [_, groups] => scales.unsqueeze(-1).expand([rows, groups, columns / groups], false).reshape([rows, columns]),
+        _ => scales.expand([rows, columns], false),
     }
+}
+
+/// round(x), to the last bit, whose gradient is that of x.
+fn round_through(x: &Tensor) -> Tensor {
+    x.detach().round() + (x - x.detach())
+}
+
+/// The rules against their papers' forward passes, written with straight-through rounding for autograd.
+#[test]
+fn learned_scales_get_their_papers_gradients() {
+    let (gradient, w, lambda) = (normal(&[32, 192]), weights(), 0.7);
+    let count = f64::from(32 * 192).sqrt();
+    for estimator in LEARNED {
+        for grouping in GROUPINGS {
+            let mut weight = TernaryWeight::new(w.copy(), method(grouping, Scale::Twn, estimator), Kind::Float);
+            weight.refresh(Blend { lambda, temperature: None });
+            send(&weight, &gradient);
+            let got = weight.gradients();
+            let alpha = weight.scales().expect("learned").copy().set_requires_grad(true);
+            let wide = spread(&alpha, [32, 192]);
+            let master = w.copy().set_requires_grad(true);
+            let x = &master / &wide;
+            let (quantized, factor) = match estimator {
+                Estimator::LearnedScale => (round_through(&x.clamp(-1.0, 1.0)) * &wide, 1.0 / count),
+                Estimator::EfficientQat => (round_through(&x).clamp(-1.0, 1.0) * &wide, 1.0),
+                _ => {
+                    let inside = x.abs().le(0.99);
+                    let level = (x.clamp(-0.99, 0.99) * 1.5).round() / 1.5;
+                    // Beyond 0.99 the value is the level's, the slope that of α itself.
+                    let beyond = x.sign() * &wide + ((&level - x.sign()) * &wide).detach();
+                    let within = (&x + (&level - &x).detach()) * &wide;
+                    (within.where_self(&inside, &beyond), 1.0 / count)
+                }
+            };
+            let mixed = &master * (1.0 - lambda) + quantized * lambda;
+            close(&weight.leaf().detach(), &mixed.detach(), 1e-3);
+            (mixed * &gradient).sum(Kind::Float).backward();
+            close(&got.master.expect("sent"), &master.grad(), 1e-5);
+            close(&got.scales.expect("learned"), &(alpha.grad() * factor), 1e-4);
+        }
+    }
+}
+
+/// A learned scale starts with the level of the rule; from max|w| as the papers do.
+#[test]
+fn learned_scales_start_at_the_rules_level() {
+    for estimator in LEARNED {
+        let weight = TernaryWeight::new(weights(), method(Grouping::Group(64), Scale::Mse, estimator), Kind::Float);
+        let wanted = quantize(&weights(), Grouping::Group(64), Scale::Mse, 0.5);
+        assert_eq!(weight.export().scales, wanted.scales);
+        let weight = TernaryWeight::new(weights(), method(Grouping::Row, Scale::AbsMax, estimator), Kind::Float);
+        assert_eq!(*weight.scales().expect("learned"), weights().abs().amax(1, true));
+    }
+}
+
+#[test]
+fn one_of_each_four_is_zero() {
+    let codes = quantize(&weights(), Grouping::Tensor, Scale::ThreeOfFour, 0.5).codes.to_kind(Kind::Float).abs();
+    assert_eq!(
+        codes.reshape([-1, 4]).sum_dim_intlist(1, false, Kind::Float).ne(3.0).sum(Kind::Int64),
+        Tensor::from(0i64)
+    );
+    // The first of equals, whatever thread has it.
+    let equal = Tensor::ones([64, 1024], (Kind::Float, Device::Cpu));
+    let codes = quantize(&equal, Grouping::Tensor, Scale::ThreeOfFour, 0.5).codes.reshape([-1, 4]);
+    assert_eq!(codes.sum_dim_intlist(0, false, Kind::Int64), Tensor::from_slice(&[0i64, 16384, 16384, 16384]));
+}
+
+#[test]
+#[should_panic(expected = "choose groups of a multiple of four, not 6")]
+fn fours_are_not_cut() {
+    quantize(&weights(), Grouping::Group(6), Scale::ThreeOfFour, 0.5);
 }
 
 #[test]

@@ -233,7 +233,7 @@ impl Student {
     fn new(knobs: &Knobs, run: &Run, compute: Kind) -> Result<Self> {
         let config = run.config();
         let weights = run.initial_weights(Kind::Float)?;
-        let learned = knobs.estimator == Estimator::LearnedScale;
+        let learned = knobs.estimator.learned().is_some();
         let method = |columns: usize| Method {
             grouping: match knobs.group_size {
                 0 => Grouping::Row,

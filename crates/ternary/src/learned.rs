@@ -1,0 +1,90 @@
+//! Scales that are trained with the weights: where they start, and their gradients. Three levels only; what has more is
+//! in [`crate::grid`].
+
+use artifact::Grouping;
+use tch::{Kind, Tensor};
+
+use crate::quantize::{Scale, grouped, quantize, scales_shape, snap, spread};
+
+/// Rule for trained scales α, one a group, with weights w, x = w/α, and Q(w) = s·code, where s is the scale of the level
+/// and code = sign(w) where |w| > d·s (d, the deadzone, is 0.5 in all sources), else 0. G = dL/dQ(w).
+///
+/// | | s | dw | dα, summed over the group |
+/// |---|---|---|---|
+/// | Lsq | α | G·1\[\|x\| ≤ 1\] | g·G·(code − x where \|x\| ≤ 1, else sign x) |
+/// | Stretched | ⅔α | G·1\[\|x\| ≤ 0.99\] | g·G·(⅔code − x where \|x\| ≤ 0.99, else sign x) |
+/// | EfficientQat | α | G·1\[\|x\| < 1.5\] | G·(code − x where \|x\| < 1.5, else sign x) |
+///
+/// with g = 1/√(number of weights of the matrix). All are exported exactly: codes, and s in f16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LearnedRule {
+    /// LSQ (arXiv 1902.08153), as ParetoQ's code has it for three levels.
+    Lsq,
+    /// Stretched elastic quantization, ParetoQ's for three levels (arXiv 2502.02631). Its slope beyond 0.99 is 1, though
+    /// the level there is ⅔: as in the authors' code.
+    Stretched,
+    /// EfficientQAT's trained steps (arXiv 2407.11062) on the levels −1, 0, 1 without a zero point. Its gradient of α has
+    /// no factor g, so it wants a learning rate smaller by about that.
+    EfficientQat,
+}
+
+impl LearnedRule {
+    /// α in units of s.
+    fn stretch(self) -> f64 {
+        match self {
+            Self::Lsq | Self::EfficientQat => 1.0,
+            Self::Stretched => 1.5,
+        }
+    }
+
+    /// Where training starts: α such that s is `scale`'s with its own deadzone, in the shape of
+    /// [`crate::quantize::Quantized::scales`]; for [`Scale::AbsMax`] α = max|w|, as ParetoQ and EfficientQAT start.
+    ///
+    /// On pretrained weights max|w| makes most codes zero and takes many tokens to recover from: in short runs start from
+    /// [`Scale::Twn`] or [`Scale::Mse`].
+    pub fn start(self, w: &Tensor, grouping: Grouping, scale: Scale) -> Tensor {
+        if scale == Scale::AbsMax {
+            return tch::no_grad(|| grouped(w, grouping).abs().amax(-1, false).reshape(scales_shape(w, grouping)));
+        }
+        quantize(w, grouping, scale, scale.default_deadzone()).scales * self.stretch()
+    }
+
+    /// s of α.
+    pub fn levels(self, alpha: &Tensor) -> Tensor {
+        alpha / self.stretch()
+    }
+
+    /// α as the stored s has it.
+    pub(crate) fn snap(self, alpha: &Tensor) -> Tensor {
+        snap(&self.levels(alpha)) * self.stretch()
+    }
+
+    /// dw and dα of the table above, for `w` and `gradient` (G) `[out, in]` and `alpha` `[out, groups]` or `[1]`, all f32.
+    pub fn gradients(self, w: &Tensor, alpha: &Tensor, gradient: &Tensor, deadzone: f64) -> (Tensor, Tensor) {
+        tch::no_grad(|| {
+            let x = w / spread(alpha, w);
+            let magnitude = x.abs();
+            let inside = match self {
+                Self::Lsq => magnitude.le(1.0),
+                Self::Stretched => magnitude.le(0.99),
+                // 1.5 rounds to even, 2, and is clamped.
+                Self::EfficientQat => magnitude.lt(1.5),
+            };
+            let factor = match self {
+                Self::Lsq | Self::Stretched => 1.0 / (w.numel() as f64).sqrt(),
+                Self::EfficientQat => 1.0,
+            };
+            let level = magnitude.gt(deadzone / self.stretch()) * x.sign() / self.stretch();
+            let slope = (level - &x).where_self(&inside, &x.sign()) * gradient;
+            (gradient * inside.to_kind(Kind::Float), sum_groups(&slope, alpha) * factor)
+        })
+    }
+}
+
+/// Sums over the groups of `x`, `[out, in]`, in the shape of their `scales`.
+pub(crate) fn sum_groups(x: &Tensor, scales: &Tensor) -> Tensor {
+    match scales.size()[..] {
+        [rows, groups] => x.reshape([rows, groups, -1]).sum_dim_intlist(-1, false, Kind::Float),
+        _ => x.sum(Kind::Float).reshape([1]),
+    }
+}
