@@ -1,5 +1,5 @@
-//! Scales that are trained with the weights: where they start, and their gradients. Three levels only; what has more is
-//! in [`crate::grid`].
+//! Scales that are trained with the weights: where they start, and their gradients. Codes −1, 0 and 1 only; what has
+//! more is in [`crate::grid`].
 
 use artifact::Grouping;
 use tch::{Kind, Tensor};
@@ -7,13 +7,14 @@ use tch::{Kind, Tensor};
 use crate::quantize::{Scale, grouped, quantize, scales_shape, snap, spread};
 
 /// Rule for trained scales α, one a group, with weights w, x = w/α, and Q(w) = s·code, where s is the scale of the level
-/// and code = sign(w) where |w| > d·s (d, the deadzone, is 0.5 in all sources), else 0. G = dL/dQ(w).
+/// and code = sign(w) where |w| > d·s, else 0. G = dL/dQ(w).
 ///
-/// | | s | dw | dα, summed over the group |
-/// |---|---|---|---|
-/// | Lsq | α | G·1\[\|x\| ≤ 1\] | g·G·(code − x where \|x\| ≤ 1, else sign x) |
-/// | Stretched | ⅔α | G·1\[\|x\| ≤ 0.99\] | g·G·(⅔code − x where \|x\| ≤ 0.99, else sign x) |
-/// | EfficientQat | α | G·1\[\|x\| < 1.5\] | G·(code − x where \|x\| < 1.5, else sign x) |
+/// | | s | d | dw | dα, summed over the group |
+/// |---|---|---|---|---|
+/// | Lsq | α | ½ | G·1\[\|x\| ≤ 1\] | g·G·(code − x where \|x\| ≤ 1, else sign x) |
+/// | Stretched | ⅔α | ½ | G·1\[\|x\| ≤ 0.99\] | g·G·(⅔code − x where \|x\| ≤ 0.99, else sign x) |
+/// | EfficientQat | α | ½ | G·1\[\|x\| < 1.5\] | G·(code − x where \|x\| < 1.5, else sign x) |
+/// | Binary | α | 0 | G·1\[\|x\| ≤ 1\] | g·G·sign x |
 ///
 /// with g = 1/√(number of weights of the matrix). All are exported exactly: codes, and s in f16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,14 +27,24 @@ pub enum LearnedRule {
     /// EfficientQAT's trained steps (arXiv 2407.11062) on the levels −1, 0, 1 without a zero point. Its gradient of α has
     /// no factor g, so it wants a learning rate smaller by about that.
     EfficientQat,
+    /// ParetoQ's for one bit: no weight becomes 0 but one that is. ParetoQ starts from [`Scale::AbsMean`].
+    Binary,
 }
 
 impl LearnedRule {
     /// α in units of s.
     fn stretch(self) -> f64 {
         match self {
-            Self::Lsq | Self::EfficientQat => 1.0,
+            Self::Lsq | Self::EfficientQat | Self::Binary => 1.0,
             Self::Stretched => 1.5,
+        }
+    }
+
+    /// d: the magnitude, in s, up to which a weight becomes 0.
+    pub fn deadzone(self) -> f64 {
+        match self {
+            Self::Lsq | Self::Stretched | Self::EfficientQat => 0.5,
+            Self::Binary => 0.0,
         }
     }
 
@@ -60,22 +71,28 @@ impl LearnedRule {
     }
 
     /// dw and dα of the table above, for `w` and `gradient` (G) `[out, in]` and `alpha` `[out, groups]` or `[1]`, all f32.
-    pub fn gradients(self, w: &Tensor, alpha: &Tensor, gradient: &Tensor, deadzone: f64) -> (Tensor, Tensor) {
+    pub fn gradients(self, w: &Tensor, alpha: &Tensor, gradient: &Tensor) -> (Tensor, Tensor) {
         tch::no_grad(|| {
             let x = w / spread(alpha, w);
             let magnitude = x.abs();
             let inside = match self {
-                Self::Lsq => magnitude.le(1.0),
+                Self::Lsq | Self::Binary => magnitude.le(1.0),
                 Self::Stretched => magnitude.le(0.99),
                 // 1.5 rounds to even, 2, and is clamped.
                 Self::EfficientQat => magnitude.lt(1.5),
             };
             let factor = match self {
-                Self::Lsq | Self::Stretched => 1.0 / (w.numel() as f64).sqrt(),
+                Self::Lsq | Self::Stretched | Self::Binary => 1.0 / (w.numel() as f64).sqrt(),
                 Self::EfficientQat => 1.0,
             };
-            let level = magnitude.gt(deadzone / self.stretch()) * x.sign() / self.stretch();
-            let slope = (level - &x).where_self(&inside, &x.sign()) * gradient;
+            let sign = x.sign();
+            let slope = match self {
+                Self::Binary => sign,
+                _ => {
+                    let level = magnitude.gt(self.deadzone() / self.stretch()) * &sign / self.stretch();
+                    (level - &x).where_self(&inside, &sign)
+                }
+            } * gradient;
             (gradient * inside.to_kind(Kind::Float), sum_groups(&slope, alpha) * factor)
         })
     }

@@ -9,8 +9,7 @@ use crate::learned::LearnedRule;
 use crate::native::view;
 use crate::quantize::{Quantized, Scale, check, quantize, quantize_with, soft, spread};
 
-/// How the gradient G of the weight that the model used becomes the master's and, where scales are trained, theirs. The
-/// variants with a learned scale round w/s to the nearest level: set the deadzone to 0.5.
+/// How the gradient G of the weight that the model used becomes the master's and, where scales are trained, theirs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Estimator {
     /// Straight through: dw = G.
@@ -26,6 +25,8 @@ pub enum Estimator {
     Stretched,
     /// Trained scales by EfficientQAT's rule, [`LearnedRule::EfficientQat`].
     EfficientQat,
+    /// Trained scales by ParetoQ's rule for one bit, [`LearnedRule::Binary`]: codes without zeros.
+    Binary,
     /// The soft quantizer while [`Blend::temperature`] is given (its true gradient), then plain.
     Soft,
 }
@@ -37,6 +38,7 @@ impl Estimator {
             Self::LearnedScale => Some(LearnedRule::Lsq),
             Self::Stretched => Some(LearnedRule::Stretched),
             Self::EfficientQat => Some(LearnedRule::EfficientQat),
+            Self::Binary => Some(LearnedRule::Binary),
             Self::Plain | Self::Clipped { .. } | Self::Soft => None,
         }
     }
@@ -49,7 +51,7 @@ pub struct Method {
     pub grouping: Grouping,
     /// Rule of the scale; with a learned scale, of its start.
     pub scale: Scale,
-    /// See [`Scale`]; with a learned scale, in scales.
+    /// See [`Scale`]. Learned scales have their own, [`LearnedRule::deadzone`].
     pub deadzone: f64,
     /// Gradient rule.
     pub estimator: Estimator,
@@ -153,7 +155,7 @@ impl TernaryWeight {
             } else if self.master.device() == Device::Cpu {
                 let levels = self.levels();
                 let source = match &levels {
-                    Some(levels) => Source::Given(view(levels), deadzone as f32),
+                    Some((levels, deadzone)) => Source::Given(view(levels), *deadzone as f32),
                     None => Source::Rule(scale, deadzone as f32),
                 };
                 kernel::blend(&self.master, grouping, source, blend.lambda, &mut self.values);
@@ -186,7 +188,7 @@ impl TernaryWeight {
         let wide = || gradient.to_kind(Kind::Float);
         if let (Some(rule), Some(alpha)) = (estimator.learned(), &self.scales) {
             let gradient = wide();
-            let (through, scales) = rule.gradients(&self.master, &rule.snap(alpha), &gradient, deadzone);
+            let (through, scales) = rule.gradients(&self.master, &rule.snap(alpha), &gradient);
             let master = through * lambda + gradient * beside;
             return Gradients { master: Some(master), scales: Some(scales * lambda) };
         }
@@ -208,17 +210,17 @@ impl TernaryWeight {
         Gradients { master: Some(master), scales: None }
     }
 
-    /// Scales of the ternary levels, when they are trained.
-    fn levels(&self) -> Option<Tensor> {
+    /// Scales of the ternary levels when they are trained, and their deadzone.
+    fn levels(&self) -> Option<(Tensor, f64)> {
         let rule = self.method.estimator.learned()?;
-        self.scales.as_ref().map(|alpha| rule.levels(alpha))
+        self.scales.as_ref().map(|alpha| (rule.levels(alpha), rule.deadzone()))
     }
 
     /// Codes and scales of the hard quantizer, exactly those of a leaf refreshed with [`Blend::HARD`].
     pub fn export(&self) -> Quantized {
         let Method { grouping, scale, deadzone, .. } = self.method;
         match self.levels() {
-            Some(levels) => quantize_with(&self.master, grouping, &levels, deadzone),
+            Some((levels, deadzone)) => quantize_with(&self.master, grouping, &levels, deadzone),
             None => quantize(&self.master, grouping, scale, deadzone),
         }
     }

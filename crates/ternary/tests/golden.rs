@@ -162,7 +162,7 @@ fn hugging_face_linear_as_it_is_trained() {
 fn learned_scale() {
     let alpha = w().abs().mean_dim(1, true, None);
     close(&values(&alpha), &numbers("/lsq_ternary_meanabs/alpha"), 1e-8);
-    let (dw, dalpha) = LearnedRule::Lsq.gradients(&w(), &alpha, &g(), 0.5);
+    let (dw, dalpha) = LearnedRule::Lsq.gradients(&w(), &alpha, &g());
     agrees(&dw, "/lsq_ternary_meanabs/dw", EXACT);
     close(&values(&dalpha), &numbers("/lsq_ternary_meanabs/dalpha"), 1e-6);
     let stored = quantize_with(&w(), Grouping::Row, &alpha, 0.5).dequantize();
@@ -177,13 +177,27 @@ fn stretched_scale() {
     let start = rule.start(&w(), Grouping::Row, Scale::AbsMax);
     close(&values(&start), &numbers("/paretoq_seq_ternary/alpha"), 1e-8);
     for (alpha, case) in [(&start * 1.0, "paretoq_seq_ternary"), (&start * 0.5, "paretoq_seq_ternary_alpha_half")] {
-        let (dw, dalpha) = rule.gradients(&w(), &alpha, &g(), 0.5);
+        let (dw, dalpha) = rule.gradients(&w(), &alpha, &g());
         agrees(&dw, &format!("/{case}/dw"), EXACT);
         close(&values(&dalpha), &numbers(&format!("/{case}/dalpha")), 1e-6);
-        let stored = quantize_with(&w(), Grouping::Row, &rule.levels(&alpha), 0.5).dequantize();
+        let stored = quantize_with(&w(), Grouping::Row, &rule.levels(&alpha), rule.deadzone()).dequantize();
         agrees(&stored, &format!("/{case}"), SNAPPED);
         zeros(&stored, &format!("/{case}/zero"));
     }
+}
+
+/// One bit: every weight but an exact zero is ±α.
+#[test]
+fn binary_scale() {
+    let rule = LearnedRule::Binary;
+    let alpha = w().abs().mean_dim(1, true, None);
+    close(&values(&rule.start(&w(), Grouping::Row, Scale::AbsMean)), &values(&alpha), SNAPPED * 0.042);
+    let (dw, dalpha) = rule.gradients(&w(), &alpha, &g());
+    agrees(&dw, "/binary_1bit/dw", EXACT);
+    close(&values(&dalpha), &numbers("/binary_1bit/dalpha"), 1e-6);
+    let stored = quantize_with(&w(), Grouping::Row, &rule.levels(&alpha), rule.deadzone()).dequantize();
+    agrees(&stored, "/binary_1bit", SNAPPED);
+    zeros(&stored, "/binary_1bit/zero");
 }
 
 /// Sherry keeps three of four; its gradient is straight through, with ε of Arenas beside it.

@@ -8,13 +8,15 @@ use ternary::weight::{Blend, CastWeight, Estimator, Method, TernaryWeight};
 
 const GROUPINGS: [Grouping; 3] = [Grouping::Tensor, Grouping::Row, Grouping::Group(64)];
 const RULES: [Scale; 4] = [Scale::AbsMean, Scale::Twn, Scale::AbsMax, Scale::Mse];
-const LEARNED: [Estimator; 3] = [Estimator::LearnedScale, Estimator::Stretched, Estimator::EfficientQat];
-const ESTIMATORS: [Estimator; 6] = [
+const LEARNED: [Estimator; 4] =
+    [Estimator::LearnedScale, Estimator::Stretched, Estimator::EfficientQat, Estimator::Binary];
+const ESTIMATORS: [Estimator; 7] = [
     Estimator::Plain,
     Estimator::Clipped { bound: 1.5 },
     Estimator::LearnedScale,
     Estimator::Stretched,
     Estimator::EfficientQat,
+    Estimator::Binary,
     Estimator::Soft,
 ];
 
@@ -34,8 +36,7 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
 }
 
 fn method(grouping: Grouping, scale: Scale, estimator: Estimator) -> Method {
-    let deadzone = if estimator.learned().is_some() { 0.5 } else { scale.default_deadzone() };
-    Method { grouping, scale, deadzone, estimator }
+    Method { grouping, scale, deadzone: scale.default_deadzone(), estimator }
 }
 
 #[test]
@@ -205,6 +206,12 @@ fn learned_scales_get_their_papers_gradients() {
             let x = &master / &wide;
             let (quantized, factor) = match estimator {
                 Estimator::LearnedScale => (round_through(&x.clamp(-1.0, 1.0)) * &wide, 1.0 / count),
+                Estimator::Binary => {
+                    // α gets no part of the slope of w.
+                    let fixed = wide.detach();
+                    let inside = (&master / &fixed).clamp(-1.0, 1.0) * &fixed;
+                    (x.sign().detach() * &wide + (&inside - inside.detach()), 1.0 / count)
+                }
                 Estimator::EfficientQat => (round_through(&x).clamp(-1.0, 1.0) * &wide, 1.0),
                 _ => {
                     let inside = x.abs().le(0.99);
@@ -230,7 +237,7 @@ fn learned_scales_start_at_the_rules_level() {
     for estimator in LEARNED {
         let weight = TernaryWeight::new(weights(), method(Grouping::Group(64), Scale::Mse, estimator), Kind::Float);
         let wanted = quantize(&weights(), Grouping::Group(64), Scale::Mse, 0.5);
-        assert_eq!(weight.export().scales, wanted.scales);
+        assert_eq!(weight.export().scales, wanted.scales, "{estimator:?}");
         let weight = TernaryWeight::new(weights(), method(Grouping::Row, Scale::AbsMax, estimator), Kind::Float);
         assert_eq!(*weight.scales().expect("learned"), weights().abs().amax(1, true));
     }

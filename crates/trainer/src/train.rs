@@ -26,7 +26,8 @@ struct Knobs {
     group_size: usize,
     /// Rule of the scale.
     scale: Scale,
-    /// Threshold below which a weight becomes 0, in the rule's unit: means for Twn and AbsMean, scales for Mse.
+    /// Threshold below which a weight becomes 0, in the rule's unit: means for Twn and AbsMean, scales for Mse. Learned
+    /// scales have their own.
     deadzone: f64,
     /// How gradients pass the quantizer; LearnedScale trains the scales too, Soft anneals a smooth quantizer first.
     estimator: Estimator,
@@ -233,7 +234,6 @@ impl Student {
     fn new(knobs: &Knobs, run: &Run, compute: Kind) -> Result<Self> {
         let config = run.config();
         let weights = run.initial_weights(Kind::Float)?;
-        let learned = knobs.estimator.learned().is_some();
         let method = |columns: usize| Method {
             grouping: match knobs.group_size {
                 0 => Grouping::Row,
@@ -241,8 +241,7 @@ impl Student {
                 _ => Grouping::Row,
             },
             scale: knobs.scale,
-            // A learned scale rounds to the nearest level; the rules' deadzones are in other units.
-            deadzone: if learned { 0.5 } else { knobs.deadzone },
+            deadzone: knobs.deadzone,
             estimator: knobs.estimator,
         };
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
