@@ -26,10 +26,12 @@
 //! | [`learned::LearnedRule::Lsq`] | LSQ, arXiv 1902.08153, in the ternary form of ParetoQ |
 //! | [`learned::LearnedRule::Stretched`] | SEQ of ParetoQ, arXiv 2502.02631 |
 //! | [`learned::LearnedRule::EfficientQat`] | EfficientQAT, arXiv 2407.11062 |
+//! | [`grid`] | two, three and four bits: ParetoQ, LSQ, EfficientQAT; DLT of TernaryLLM, arXiv 2406.07177 |
 //! | [`quantize::soft`] | the tempered assignment of Hestia, arXiv 2601.20745 |
 //! | [`optim`] | decoupled weight decay, arXiv 1711.05101 |
 
 pub mod activation;
+pub mod grid;
 mod kernel;
 pub mod learned;
 pub mod loss;

@@ -38,6 +38,16 @@ impl Scale {
     }
 }
 
+/// Why a weight in training has no exact form in an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} cannot be exported, because an artifact holds codes -1, 0, 1 and one scale a group: {hint}")]
+pub struct NotTernary {
+    /// What there is too much.
+    pub what: String,
+    /// What to do instead.
+    pub hint: &'static str,
+}
+
 /// A ternary matrix.
 #[derive(Debug)]
 pub struct Quantized {

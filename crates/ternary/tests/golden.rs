@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 use ternary::Grouping;
 use ternary::activation;
+use ternary::grid::{Grid, Levels};
 use ternary::learned::LearnedRule;
 use ternary::loss::{Teacher, objective};
 use ternary::quantize::{Scale, quantize, quantize_with, soft, weight_quant};
@@ -198,6 +199,46 @@ fn binary_scale() {
     let stored = quantize_with(&w(), Grouping::Row, &rule.levels(&alpha), rule.deadzone()).dequantize();
     agrees(&stored, "/binary_1bit", SNAPPED);
     zeros(&stored, "/binary_1bit/zero");
+}
+
+#[test]
+fn two_and_three_bits() {
+    for (grid, case) in [(Grid::StretchedTwoBit, "paretoq_seq_2bit"), (Grid::Lsq { bits: 3 }, "lsq_3bit")] {
+        let levels = grid.start(&w(), Grouping::Row);
+        close(&values(&levels.scales), &numbers(&format!("/{case}/alpha")), 1e-8);
+        let quantized = grid.values(&w(), &levels);
+        agrees(&quantized, &format!("/{case}"), EXACT);
+        zeros(&quantized, &format!("/{case}/zero"));
+        let gradients = grid.gradients(&w(), &levels, &g());
+        agrees(&gradients.master, &format!("/{case}/dw"), EXACT);
+        close(&values(&gradients.levels.scales), &numbers(&format!("/{case}/dalpha")), 1e-6);
+    }
+}
+
+#[test]
+fn dual_learnable_ternarization() {
+    let column = |values: &[f32]| Tensor::from_slice(values).reshape([3, 1]);
+    let scales = w().abs().mean_dim(1, true, None);
+    close(&values(&scales), &numbers("/dlt/alpha"), 1e-8);
+    let levels = Levels { scales, offsets: Some(column(&[0.0, 0.01, -0.02])) };
+    agrees(&Grid::Dlt.values(&w(), &levels), "/dlt", EXACT);
+    let gradients = Grid::Dlt.gradients(&w(), &levels, &g());
+    agrees(&gradients.master, "/dlt/dw", EXACT);
+    close(&values(&gradients.levels.scales), &numbers("/dlt/dalpha"), 1e-6);
+    close(&values(&gradients.levels.offsets.expect("γ")), &numbers("/dlt/dgamma"), 1e-6);
+}
+
+#[test]
+fn trained_steps_and_zero_points() {
+    let (grid, case) = (Grid::Affine { bits: 2 }, "efficientqat_w2g64");
+    let levels = grid.start(&w(), Grouping::Group(64));
+    close(&values(&levels.scales), &numbers(&format!("/{case}/scale")), 1e-8);
+    close(&values(levels.offsets.as_ref().expect("z")), &numbers(&format!("/{case}/zero_point")), 0.0);
+    agrees(&grid.values(&w(), &levels), &format!("/{case}"), EXACT);
+    let gradients = grid.gradients(&w(), &levels, &g());
+    agrees(&gradients.master, &format!("/{case}/dw"), EXACT);
+    close(&values(&gradients.levels.scales), &numbers(&format!("/{case}/dscale")), 2e-6);
+    close(&values(&gradients.levels.offsets.expect("z")), &numbers(&format!("/{case}/dzero")), 1e-6);
 }
 
 /// Sherry keeps three of four; its gradient is straight through, with ε of Arenas beside it.
