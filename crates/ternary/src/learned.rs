@@ -4,7 +4,7 @@
 use artifact::Grouping;
 use tch::{Kind, Tensor};
 
-use crate::quantize::{Scale, grouped, quantize, scales_shape, snap, spread};
+use crate::quantize::{Quantized, Scale, grouped, quantize, scales_shape, snap, spread};
 
 /// Rule for trained scales α, one a group, with weights w, x = w/α, and Q(w) = s·code, where s is the scale of the level
 /// and code = sign(w) where |w| > d·s, else 0. G = dL/dQ(w).
@@ -103,5 +103,52 @@ pub(crate) fn sum_groups(x: &Tensor, scales: &Tensor) -> Tensor {
     match scales.size()[..] {
         [rows, groups] => x.reshape([rows, groups, -1]).sum_dim_intlist(-1, false, Kind::Float),
         _ => x.sum(Kind::Float).reshape([1]),
+    }
+}
+
+/// A projection whose codes stay and whose scales are trained: E2E-QP, the second phase of EfficientQAT (arXiv
+/// 2407.11062). Q = s·code, with s in f16 as it is stored; ds = Σ G·code over the group.
+#[derive(Debug)]
+pub struct FixedCodes {
+    codes: Tensor,
+    scales: Tensor,
+    compute: Kind,
+    leaf: Tensor,
+}
+
+impl FixedCodes {
+    /// Takes what a first phase exported and computes in `compute` (f32 or bf16).
+    pub fn new(quantized: Quantized, compute: Kind) -> Self {
+        let leaf = quantized.codes.shallow_clone();
+        let mut fixed = Self { codes: quantized.codes, scales: quantized.scales.copy(), compute, leaf };
+        fixed.refresh();
+        fixed
+    }
+
+    /// The scales that the optimizer moves, f32 in the shape of [`Quantized::scales`].
+    pub fn scales(&self) -> &Tensor {
+        &self.scales
+    }
+
+    /// What the model multiplies with, `[out, in]` in the compute kind; requires a gradient.
+    pub fn leaf(&self) -> &Tensor {
+        &self.leaf
+    }
+
+    /// Writes the weights into a fresh leaf without a gradient.
+    pub fn refresh(&mut self) {
+        let values = tch::no_grad(|| self.export().dequantize().to_kind(self.compute));
+        self.leaf = values.set_requires_grad(true);
+    }
+
+    /// ds, f32 in the shape of the scales; none where the model did not use the leaf.
+    pub fn gradient(&self) -> Option<Tensor> {
+        let gradient = Some(self.leaf.grad()).filter(Tensor::defined)?;
+        Some(tch::no_grad(|| sum_groups(&(gradient.to_kind(Kind::Float) * &self.codes), &self.scales)))
+    }
+
+    /// The codes, and the scales as they are stored.
+    pub fn export(&self) -> Quantized {
+        Quantized { codes: self.codes.shallow_clone(), scales: snap(&self.scales) }
     }
 }

@@ -25,8 +25,9 @@
 //! | [`quantize::Scale::ThreeOfFour`], [`schedule::Residual`] | Sherry and its Arenas, arXiv 2601.07892 |
 //! | [`learned::LearnedRule::Lsq`] | LSQ, arXiv 1902.08153, in the ternary form of ParetoQ |
 //! | [`learned::LearnedRule::Stretched`] | SEQ of ParetoQ, arXiv 2502.02631 |
-//! | [`learned::LearnedRule::EfficientQat`] | EfficientQAT, arXiv 2407.11062 |
+//! | [`learned::LearnedRule::EfficientQat`], [`learned::FixedCodes`] | EfficientQAT, arXiv 2407.11062 |
 //! | [`grid`] | two, three and four bits: ParetoQ, LSQ, EfficientQAT; DLT of TernaryLLM, arXiv 2406.07177 |
+//! | [`tequila`] | Tequila, arXiv 2509.23809 |
 //! | [`quantize::soft`] | the tempered assignment of Hestia, arXiv 2601.20745 |
 //! | [`optim`] | decoupled weight decay, arXiv 1711.05101 |
 
@@ -40,6 +41,7 @@ pub mod optim;
 pub mod quantize;
 pub mod schedule;
 mod softmax;
+pub mod tequila;
 pub mod weight;
 
 pub use artifact::Grouping;

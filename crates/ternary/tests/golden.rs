@@ -11,6 +11,7 @@ use ternary::grid::{Grid, Levels};
 use ternary::learned::LearnedRule;
 use ternary::loss::{Teacher, objective};
 use ternary::quantize::{Scale, quantize, quantize_with, soft, weight_quant};
+use ternary::tequila::Reactivation;
 use ternary::weight::{Blend, Estimator, Method, TernaryWeight};
 
 #[derive(Deserialize)]
@@ -239,6 +240,31 @@ fn trained_steps_and_zero_points() {
     agrees(&gradients.master, &format!("/{case}/dw"), EXACT);
     close(&values(&gradients.levels.scales), &numbers(&format!("/{case}/dscale")), 2e-6);
     close(&values(&gradients.levels.offsets.expect("z")), &numbers(&format!("/{case}/dzero")), 1e-6);
+}
+
+/// Tequila in groups of 128 with λ = 1e-3: the ternary product, the bias, and gradients through both.
+#[test]
+fn deadzone_reactivation() {
+    let case = "tequila_v2_g128_lam1e-3";
+    let method = Method {
+        grouping: Grouping::Group(128),
+        scale: Scale::AbsMean,
+        deadzone: Scale::AbsMean.default_deadzone(),
+        estimator: Estimator::Plain,
+    };
+    let weight = TernaryWeight::new(w(), method, Kind::Float);
+    let tequila = Reactivation::new(&weight, 1e-3, false);
+    agrees(weight.leaf(), &format!("/{case}/A"), SNAPPED);
+    zeros(weight.leaf(), &format!("/{case}/zero"));
+    close(&values(tequila.bias()), &numbers(&format!("/{case}/bias")), 1e-10);
+    let input = x().set_requires_grad(true);
+    let y = input.matmul(&weight.leaf().tr()) + tequila.bias();
+    close(&values(&y), &numbers(&format!("/{case}/y")), SNAPPED * 0.3);
+    ternary::backward(&[&y], &[&gy()]).expect("a graph");
+    let (gradients, strength) = tequila.gradients(&weight);
+    agrees(&gradients.master.expect("used"), &format!("/{case}/dw"), EXACT);
+    assert!(strength.is_none() && tequila.strength().is_none());
+    agrees(&input.grad(), &format!("/{case}/dx"), SNAPPED);
 }
 
 /// Sherry keeps three of four; its gradient is straight through, with ε of Arenas beside it.

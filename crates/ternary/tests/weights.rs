@@ -3,7 +3,9 @@
 use artifact::Grouping;
 use tch::{Device, Kind, Tensor};
 use ternary::activation::{self, fake_quantize};
+use ternary::learned::FixedCodes;
 use ternary::quantize::{Scale, quantize, soft};
+use ternary::tequila::Reactivation;
 use ternary::weight::{Blend, CastWeight, Estimator, Method, TernaryWeight};
 
 const GROUPINGS: [Grouping; 3] = [Grouping::Tensor, Grouping::Row, Grouping::Group(64)];
@@ -341,4 +343,64 @@ fn activations_are_on_a_grid_by_token_and_pass_gradients() {
     assert_eq!(input.grad(), x.ones_like());
     assert_eq!(fake_quantize(&x, 16, 1.0), x);
     assert_eq!(fake_quantize(&x.to_kind(Kind::BFloat16), 8, 1.0).kind(), Kind::BFloat16);
+}
+
+/// C = λ·(w on the deadzone)·1 by autograd, with codes and deadzone held.
+#[test]
+fn a_reactivated_deadzone_has_its_gradients() {
+    tch::manual_seed(15);
+    let (w, x, gradient) = (weights(), normal(&[5, 192]), normal(&[5, 32]));
+    let mut weight =
+        TernaryWeight::new(w.copy(), method(Grouping::Group(64), Scale::Twn, Estimator::Plain), Kind::Float);
+    let mut tequila = Reactivation::new(&weight, 0.3, true);
+    weight.refresh(Blend::HARD);
+    tequila.refresh(&weight, 0.5);
+    let y = x.matmul(&weight.leaf().tr()) + tequila.bias();
+    (&y * &gradient).sum(Kind::Float).backward();
+    let (got, strength) = tequila.gradients(&weight);
+
+    let (master, lambda) = (w.copy().set_requires_grad(true), Tensor::from(0.3f32).set_requires_grad(true));
+    let hard = weight.export();
+    let through = &master + (hard.dequantize() - &master).detach();
+    let bias = (&master * hard.codes.eq(0)).sum_dim_intlist(1, false, Kind::Float) * &lambda * 0.5;
+    let plain = x.matmul(&through.tr()) + bias;
+    close(&y.detach(), &plain.detach(), 1e-6);
+    (plain * &gradient).sum(Kind::Float).backward();
+    close(&got.master.expect("used"), &master.grad(), 1e-5);
+    close(&strength.expect("trained"), &lambda.grad().reshape([1]), 1e-5);
+}
+
+#[test]
+fn a_bias_is_not_exported() {
+    let weight = TernaryWeight::new(weights(), method(Grouping::Row, Scale::AbsMean, Estimator::Plain), Kind::Float);
+    let mut tequila = Reactivation::new(&weight, 1e-3, false);
+    let error = tequila.export(&weight).expect_err("a bias").to_string();
+    assert_eq!(
+        error,
+        "Tequila's bias cannot be exported, because an artifact holds codes -1, 0, 1 and one scale a group: let its \
+         share fall to 0 before the end of the run"
+    );
+    tequila.refresh(&weight, 0.0);
+    assert_eq!(tequila.bias().abs().max().double_value(&[]), 0.0);
+    assert_eq!(tequila.export(&weight).expect("no bias").codes, weight.export().codes);
+}
+
+#[test]
+fn scales_are_trained_under_codes_that_stay() {
+    let gradient = normal(&[32, 192]);
+    for grouping in GROUPINGS {
+        let first = quantize(&weights(), grouping, Scale::Twn, 0.75);
+        let (codes, scales) = (first.codes.to_kind(Kind::Float), first.scales.copy().set_requires_grad(true));
+        let (values, mut fixed) = (first.dequantize(), FixedCodes::new(first, Kind::Float));
+        assert_eq!(*fixed.leaf(), values);
+        assert!(fixed.gradient().is_none());
+        (fixed.leaf() * &gradient).sum(Kind::Float).backward();
+        (spread(&scales, [32, 192]) * &codes * &gradient).sum(Kind::Float).backward();
+        close(&fixed.gradient().expect("sent"), &scales.grad(), 1e-5);
+        let _ = fixed.scales().shallow_clone().g_mul_scalar_(1.5);
+        fixed.refresh();
+        assert_eq!(*fixed.leaf(), fixed.export().dequantize());
+        assert_eq!(fixed.export().codes.to_kind(Kind::Float), codes);
+        close(&fixed.leaf().detach(), &(values * 1.5), 5e-4);
+    }
 }
