@@ -29,9 +29,11 @@
 //! | [`grid`] | two, three and four bits: ParetoQ, LSQ, EfficientQAT; DLT of TernaryLLM, arXiv 2406.07177 |
 //! | [`tequila`] | Tequila, arXiv 2509.23809 |
 //! | [`quantize::soft`] | the tempered assignment of Hestia, arXiv 2601.20745 |
+//! | [`loss`], [`distill`] | knowledge distillation, arXiv 1503.02531; OFF of TernaryLLM, arXiv 2406.07177; BitDistill, arXiv 2510.13998 |
 //! | [`optim`] | decoupled weight decay, arXiv 1711.05101 |
 
 pub mod activation;
+pub mod distill;
 pub mod grid;
 mod kernel;
 pub mod learned;

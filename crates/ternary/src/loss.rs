@@ -32,7 +32,7 @@ pub struct Teacher<'a> {
 /// A loss and its gradients with respect to hidden states and head.
 #[derive(Debug)]
 pub struct Objective {
-    /// What is minimized, 0-dim f32 on the device.
+    /// What is minimized, 0-dim f32 on the device, with what was added.
     pub loss: Tensor,
     /// Mean cross entropy in nats a token, 0-dim f32 on the device.
     pub cross_entropy: Tensor,
@@ -40,9 +40,20 @@ pub struct Objective {
     pub divergence: Option<Tensor>,
     hidden: (Tensor, Tensor),
     head: Option<(Tensor, Tensor)>,
+    added: Vec<(Tensor, Tensor)>,
 }
 
 impl Objective {
+    /// Adds `weight`·`term` to the objective: a 0-dim loss with a graph, such as one of [`crate::distill`]. The backward
+    /// pass is one for all.
+    ///
+    /// A sum label + ε·logits + δ·features is (1 + ε) times the objective whose teacher has the weight ε/(1 + ε), with the
+    /// features added at δ/(1 + ε); AdamW makes the same steps of both.
+    pub fn add(&mut self, weight: f64, term: &Tensor) {
+        self.loss = tch::no_grad(|| &self.loss + term.to_kind(Kind::Float) * weight);
+        self.added.push((term.shallow_clone(), term.full_like(weight)));
+    }
+
     /// Continues the backward pass into what made the hidden states and, when the head requires a gradient, the head.
     ///
     /// # Errors
@@ -54,10 +65,14 @@ impl Objective {
             tensors.push(head);
             gradients.push(gradient);
         }
+        for (term, gradient) in &self.added {
+            tensors.push(term);
+            gradients.push(gradient);
+        }
         backward(&tensors, &gradients)
     }
 
-    /// dL/dh, `(N, D)`.
+    /// dL/dh, `(N, D)`, of what was not added.
     pub fn hidden_gradient(&self) -> &Tensor {
         &self.hidden.1
     }
@@ -141,6 +156,7 @@ pub fn objective(hidden: &Tensor, head: &Tensor, targets: &Tensor, teacher: Opti
             divergence,
             hidden: (hidden.shallow_clone(), Tensor::cat(&hidden_gradients, 0)),
             head: head_gradient.map(|gradient| (head.shallow_clone(), gradient)),
+            added: Vec::new(),
         }
     })
 }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 use ternary::Grouping;
 use ternary::activation;
+use ternary::distill::feature_loss;
 use ternary::grid::{Grid, Levels};
 use ternary::learned::LearnedRule;
 use ternary::loss::{Teacher, objective};
@@ -319,4 +320,13 @@ fn distillation() {
         close(&values(&objective.loss), &numbers(&format!("/{case}/loss")), 3e-6);
         agrees(objective.hidden_gradient(), &format!("/{case}/ds"), 1e-6);
     }
+}
+
+#[test]
+fn features() {
+    let student = x().narrow(1, 0, 32).contiguous().set_requires_grad(true);
+    let loss = feature_loss(&student, &x().narrow(1, 32, 32));
+    close(&values(&loss), &numbers("/off_cos_loss/loss"), 1e-6);
+    loss.backward();
+    agrees(&student.grad(), "/off_cos_loss/ds", 1e-6);
 }

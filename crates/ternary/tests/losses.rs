@@ -1,6 +1,7 @@
 //! Chunked losses against losses over whole logits, and against numerical derivatives.
 
 use tch::{Device, Kind, Tensor};
+use ternary::distill::{feature_loss, relation_loss};
 use ternary::loss::{Teacher, cross_entropy, objective};
 
 fn normal(shape: [i64; 2]) -> Tensor {
@@ -143,4 +144,108 @@ fn what_is_not_a_number_is_not_hidden() {
     hidden = normal([4, 3]) * 1e30;
     let rows = cross_entropy(&hidden, &(normal([5, 3]) * 1e30), &targets);
     assert!(!rows.sum(Kind::Float).double_value(&[]).is_finite());
+}
+
+/// Label, logits and features in one backward pass, against autograd on their weighted sum.
+#[test]
+fn terms_are_added_with_their_weights() {
+    tch::manual_seed(7);
+    let (source, head) = (normal([6, 4]), normal([9, 4]));
+    let targets = Tensor::randint(9, [6], (Kind::Int64, Device::Cpu));
+    let (parent, parent_head) = (normal([6, 4]), normal([9, 4]));
+    let teacher = Some(Teacher { hidden: &parent, head: &parent_head, weight: 0.3, temperature: 2.0 });
+    let leaf = || [source.copy().set_requires_grad(true), head.copy().set_requires_grad(true)];
+
+    let plain = leaf();
+    let hidden = plain[0].tanh();
+    let loss = whole(&hidden, &plain[1], &targets, teacher)
+        + feature_loss(&hidden, &parent) * 0.7
+        + feature_loss(&plain[0], &parent) * 2.0;
+    loss.backward();
+
+    let ours = leaf();
+    let hidden = ours[0].tanh();
+    let mut objective = objective(&hidden, &ours[1], &targets, teacher);
+    objective.add(0.7, &feature_loss(&hidden, &parent));
+    objective.add(2.0, &feature_loss(&ours[0], &parent));
+    close(&objective.loss, &loss, 1e-6);
+    objective.backward().expect("a graph");
+    close(&ours[0].grad(), &plain[0].grad(), 1e-5);
+    close(&ours[1].grad(), &plain[1].grad(), 1e-5);
+}
+
+fn rows(x: &Tensor) -> Vec<f64> {
+    Vec::<f64>::try_from(x.to_kind(Kind::Double).reshape([-1])).expect("a vector")
+}
+
+/// The relation loss of one projection as its definition reads, a number at a time.
+fn relations_slowly(student: &Tensor, teacher: &Tensor, heads: usize) -> f64 {
+    let relation = |x: &Tensor| -> Vec<Vec<f64>> {
+        let (batch, length, width) = x.size3().expect("(B, T, D)");
+        let (batch, length, width, values) = (batch as usize, length as usize, width as usize, rows(x));
+        let part = width / heads;
+        let mut all = Vec::new();
+        for b in 0..batch {
+            for h in 0..heads {
+                let unit: Vec<Vec<f64>> = (0..length)
+                    .map(|t| {
+                        let x = &values[(b * length + t) * width + h * part..][..part];
+                        let norm = x.iter().map(|v| v * v).sum::<f64>().sqrt();
+                        x.iter().map(|v| v / norm).collect()
+                    })
+                    .collect();
+                for a in &unit {
+                    let exp: Vec<f64> =
+                        unit.iter().map(|b| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>().exp()).collect();
+                    let total: f64 = exp.iter().sum();
+                    all.push(exp.iter().map(|e| e / total).collect());
+                }
+            }
+        }
+        all
+    };
+    let (got, wanted) = (relation(student), relation(teacher));
+    let sum: f64 = got
+        .iter()
+        .zip(&wanted)
+        .flat_map(|(got, wanted)| got.iter().zip(wanted).map(|(got, wanted)| wanted * (wanted / got).ln()))
+        .sum();
+    sum / got.len() as f64
+}
+
+#[test]
+fn relations_are_their_definition() {
+    tch::manual_seed(8);
+    let new = |width: i64| Tensor::randn([2, 5, width], (Kind::Float, Device::Cpu));
+    // The parent's width may be another; queries and keys may be as well.
+    let (student, teacher) = ([new(12), new(24)], [new(18), new(24)]);
+    for heads in [1, 2, 6] {
+        let loss = relation_loss(&student, &teacher, heads).double_value(&[]);
+        let wanted: f64 =
+            student.iter().zip(&teacher).map(|(s, t)| relations_slowly(s, t, heads as usize)).sum::<f64>() / 2.0;
+        assert!((loss - wanted).abs() < 1e-6 && loss > 1e-4, "{loss} is not {wanted}");
+    }
+    assert!(relation_loss(&student, &[&student[0] * 3.0, &student[1] * 0.1], 2).double_value(&[]).abs() < 1e-6);
+    // Its gradient is the numerical derivative, and the teacher gets none.
+    let trained = student[0].copy().set_requires_grad(true);
+    let parent = teacher[0].copy().set_requires_grad(true);
+    relation_loss(&[trained.shallow_clone()], &[parent.shallow_clone()], 3).backward();
+    assert!(!parent.grad().defined());
+    for i in [0, 17, 63, 119] {
+        let moved = |by: f64| {
+            let x = student[0].copy();
+            let _ = x.view([-1]).get(i).g_add_scalar_(by);
+            relations_slowly(&x, &teacher[0], 3)
+        };
+        let slope = (moved(1e-3) - moved(-1e-3)) / 2e-3;
+        let given = trained.grad().reshape([-1]).double_value(&[i]);
+        assert!((slope - given).abs() < 1e-5, "entry {i}: {given}, numerically {slope}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "5 heads do not divide a width of 12")]
+fn heads_must_divide_the_width() {
+    let x = Tensor::randn([1, 2, 12], (Kind::Float, Device::Cpu));
+    let _ = relation_loss(&[x.copy()], &[x], 5);
 }
