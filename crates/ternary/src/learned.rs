@@ -57,7 +57,12 @@ impl LearnedRule {
         if scale == Scale::AbsMax {
             return tch::no_grad(|| grouped(w, grouping).abs().amax(-1, false).reshape(scales_shape(w, grouping)));
         }
-        quantize(w, grouping, scale, scale.default_deadzone()).scales * self.stretch()
+        self.scales_of(&quantize(w, grouping, scale, scale.default_deadzone()).scales)
+    }
+
+    /// α of s.
+    pub fn scales_of(self, levels: &Tensor) -> Tensor {
+        levels * self.stretch()
     }
 
     /// s of α.
@@ -67,7 +72,7 @@ impl LearnedRule {
 
     /// α as the stored s has it.
     pub(crate) fn snap(self, alpha: &Tensor) -> Tensor {
-        snap(&self.levels(alpha)) * self.stretch()
+        self.scales_of(&snap(&self.levels(alpha)))
     }
 
     /// dw and dα of the table above, for `w` and `gradient` (G) `[out, in]` and `alpha` `[out, groups]` or `[1]`, all f32.

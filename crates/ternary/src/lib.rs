@@ -29,20 +29,25 @@
 //! | [`grid`] | two, three and four bits: ParetoQ, LSQ, EfficientQAT; DLT of TernaryLLM, arXiv 2406.07177 |
 //! | [`tequila`] | Tequila, arXiv 2509.23809 |
 //! | [`quantize::soft`] | the tempered assignment of Hestia, arXiv 2601.20745 |
+//! | [`start`] | GPTQ, arXiv 2210.17323; the fit to outputs of PT2-LLM, arXiv 2510.03267 |
 //! | [`loss`], [`distill`] | knowledge distillation, arXiv 1503.02531; OFF of TernaryLLM, arXiv 2406.07177; BitDistill, arXiv 2510.13998 |
+//! | [`muon`] | Muon, arXiv 2502.16982 |
 //! | [`optim`] | decoupled weight decay, arXiv 1711.05101 |
 
 pub mod activation;
+pub mod average;
 pub mod distill;
 pub mod grid;
 mod kernel;
 pub mod learned;
 pub mod loss;
+pub mod muon;
 mod native;
 pub mod optim;
 pub mod quantize;
 pub mod schedule;
 mod softmax;
+pub mod start;
 pub mod tequila;
 pub mod weight;
 

@@ -125,6 +125,19 @@ impl TernaryWeight {
         self.scales.as_ref()
     }
 
+    /// Moves learned scales in place to where those of the levels are `levels`, of the shape of [`Quantized::scales`]: a
+    /// start from [`crate::start`]. Refresh after it.
+    ///
+    /// # Panics
+    /// When the estimator learns no scales, or the shape is another.
+    pub fn set_levels(&mut self, levels: &Tensor) {
+        let (Some(rule), Some(scales)) = (self.method.estimator.learned(), &mut self.scales) else {
+            panic!("{:?} learns no scales that could be set", self.method.estimator);
+        };
+        assert_eq!(scales.size(), levels.size(), "one scale a group");
+        tch::no_grad(|| scales.copy_(&rule.scales_of(levels)));
+    }
+
     /// How it is made ternary.
     pub fn method(&self) -> Method {
         self.method
