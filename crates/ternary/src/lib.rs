@@ -31,6 +31,7 @@
 //! | [`quantize::soft`] | the tempered assignment of Hestia, arXiv 2601.20745 |
 //! | [`start`] | GPTQ, arXiv 2210.17323; the fit to outputs of PT2-LLM, arXiv 2510.03267 |
 //! | [`loss`], [`distill`] | knowledge distillation, arXiv 1503.02531; OFF of TernaryLLM, arXiv 2406.07177; BitDistill, arXiv 2510.13998 |
+//! | [`transform`] | HIGGS, arXiv 2411.17525; FlatQuant, arXiv 2410.09426; SmoothQuant, arXiv 2211.10438 |
 //! | [`muon`] | Muon, arXiv 2502.16982 |
 //! | [`optim`] | decoupled weight decay, arXiv 1711.05101 |
 
@@ -41,14 +42,17 @@ pub mod grid;
 mod kernel;
 pub mod learned;
 pub mod loss;
+pub mod metrics;
 pub mod muon;
 mod native;
 pub mod optim;
 pub mod quantize;
 pub mod schedule;
+pub mod sensitivity;
 mod softmax;
 pub mod start;
 pub mod tequila;
+pub mod transform;
 pub mod weight;
 
 pub use artifact::Grouping;

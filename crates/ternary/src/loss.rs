@@ -86,7 +86,8 @@ impl Objective {
 /// Logits that exist at a time.
 const LOGITS: i64 = 3 << 22;
 
-fn chunk_rows(vocabulary: i64) -> i64 {
+/// Rows whose logits exist at a time.
+pub(crate) fn chunk_rows(vocabulary: i64) -> i64 {
     // Multiples of 64 where there is room: the matrix products run best on whole tiles. Beyond 1024 rows they gain
     // nothing.
     match LOGITS / vocabulary {
