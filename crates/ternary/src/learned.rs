@@ -2,9 +2,10 @@
 //! more is in [`crate::grid`].
 
 use artifact::Grouping;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::quantize::{Quantized, Scale, grouped, quantize, scales_shape, snap, spread};
+use crate::slopes::{self, Slopes};
 
 /// Rule for trained scales α, one a group, with weights w, x = w/α, and Q(w) = s·code, where s is the scale of the level
 /// and code = sign(w) where |w| > d·s, else 0. G = dL/dQ(w).
@@ -75,32 +76,68 @@ impl LearnedRule {
         self.scales_of(&snap(&self.levels(alpha)))
     }
 
-    /// dw and dα of the table above, for `w` and `gradient` (G) `[out, in]` and `alpha` `[out, groups]` or `[1]`, all f32.
+    /// |x| up to which a weight gets a gradient.
+    fn bound(self) -> f64 {
+        match self {
+            Self::Lsq | Self::Binary => 1.0,
+            Self::Stretched => 0.99,
+            // 1.5 itself rounds to even, 2, and is clamped.
+            Self::EfficientQat => f64::from(1.5f32.next_down()),
+        }
+    }
+
+    /// dw and dα of the table above, f32, for `w` (f32 `[out, in]`), `alpha` (f32 `[out, groups]` or `[1]`) and
+    /// `gradient` (G, f32 or bf16 `[out, in]`).
     pub fn gradients(self, w: &Tensor, alpha: &Tensor, gradient: &Tensor) -> (Tensor, Tensor) {
+        self.blended_gradients(w, alpha, gradient, 1.0, 0.0)
+    }
+
+    /// The same when the weights used were λ·Q(w) + beside·w.
+    pub(crate) fn blended_gradients(
+        self,
+        w: &Tensor,
+        alpha: &Tensor,
+        gradient: &Tensor,
+        lambda: f64,
+        beside: f64,
+    ) -> (Tensor, Tensor) {
         tch::no_grad(|| {
-            let x = w / spread(alpha, w);
-            let magnitude = x.abs();
-            let inside = match self {
-                Self::Lsq | Self::Binary => magnitude.le(1.0),
-                Self::Stretched => magnitude.le(0.99),
-                // 1.5 rounds to even, 2, and is clamped.
-                Self::EfficientQat => magnitude.lt(1.5),
+            let slopes = Slopes {
+                level: (1.0 / self.stretch()) as f32,
+                threshold: (self.deadzone() / self.stretch()) as f32,
+                bound: self.bound() as f32,
+                sign_only: self == Self::Binary,
+                within: (lambda + beside) as f32,
+                beyond: beside as f32,
+            };
+            let (master, sums) = match w.device() {
+                Device::Cpu => slopes::gradients(&w.contiguous(), &alpha.contiguous(), gradient, slopes),
+                _ => on_device(w, alpha, gradient, slopes),
             };
             let factor = match self {
                 Self::Lsq | Self::Stretched | Self::Binary => 1.0 / (w.numel() as f64).sqrt(),
                 Self::EfficientQat => 1.0,
             };
-            let sign = x.sign();
-            let slope = match self {
-                Self::Binary => sign,
-                _ => {
-                    let level = magnitude.gt(self.deadzone() / self.stretch()) * &sign / self.stretch();
-                    (level - &x).where_self(&inside, &sign)
-                }
-            } * gradient;
-            (gradient * inside.to_kind(Kind::Float), sum_groups(&slope, alpha) * factor)
+            (master, sums * (lambda * factor))
         })
     }
+}
+
+/// [`slopes::gradients`] in tensor operations, for accelerators. Also the plain reference of the CPU's.
+fn on_device(w: &Tensor, alpha: &Tensor, gradient: &Tensor, slopes: Slopes) -> (Tensor, Tensor) {
+    let gradient = gradient.to_kind(Kind::Float);
+    let x = w / spread(alpha, w);
+    let (magnitude, sign) = (x.abs(), x.sign());
+    let inside = magnitude.le(f64::from(slopes.bound));
+    let slope = if slopes.sign_only {
+        sign
+    } else {
+        let level = magnitude.gt(f64::from(slopes.threshold)) * &sign * f64::from(slopes.level);
+        (level - x).where_self(&inside, &sign)
+    };
+    let sums = sum_groups(&(slope * &gradient), alpha);
+    let share = inside.to_kind(Kind::Float) * f64::from(slopes.within - slopes.beyond) + f64::from(slopes.beyond);
+    (gradient * share, sums)
 }
 
 /// Sums over the groups of `x`, `[out, in]`, in the shape of their `scales`.
@@ -155,5 +192,31 @@ impl FixedCodes {
     /// The codes, and the scales as they are stored.
     pub fn export(&self) -> Quantized {
         Quantized { codes: self.codes.shallow_clone(), scales: snap(&self.scales) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpus_gradients_are_those_of_tensor_operations() {
+        tch::manual_seed(1);
+        let normal = || Tensor::randn([48, 1200], (Kind::Float, Device::Cpu));
+        let (w, gradient) = (normal() * normal().ge(-1.5), normal());
+        let slopes = Slopes { level: 0.7, threshold: 0.4, bound: 0.9, sign_only: false, within: 0.8, beyond: 0.3 };
+        for shape in [vec![1], vec![48, 1], vec![48, 16], vec![48, 400]] {
+            let alpha = Tensor::rand(&shape, (Kind::Float, Device::Cpu)) + 0.5;
+            for kind in [Kind::Float, Kind::BFloat16] {
+                for sign_only in [false, true] {
+                    let slopes = Slopes { sign_only, ..slopes };
+                    let gradient = gradient.to_kind(kind);
+                    let fast = slopes::gradients(&w, &alpha, &gradient, slopes);
+                    let plain = on_device(&w, &alpha, &gradient, slopes);
+                    assert!(fast.0.allclose(&plain.0, 1e-6, 1e-7, false), "{shape:?} {kind:?}");
+                    assert!(fast.1.allclose(&plain.1, 1e-4, 1e-3, false), "{shape:?} {kind:?}");
+                }
+            }
+        }
     }
 }

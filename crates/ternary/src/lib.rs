@@ -49,6 +49,7 @@ pub mod optim;
 pub mod quantize;
 pub mod schedule;
 pub mod sensitivity;
+mod slopes;
 mod softmax;
 pub mod start;
 pub mod tequila;

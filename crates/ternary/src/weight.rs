@@ -200,10 +200,9 @@ impl TernaryWeight {
         let beside = 1.0 - lambda + residual;
         let wide = || gradient.to_kind(Kind::Float);
         if let (Some(rule), Some(alpha)) = (estimator.learned(), &self.scales) {
-            let gradient = wide();
-            let (through, scales) = rule.gradients(&self.master, &rule.snap(alpha), &gradient);
-            let master = through * lambda + gradient * beside;
-            return Gradients { master: Some(master), scales: Some(scales * lambda) };
+            let alpha = rule.snap(alpha);
+            let (master, scales) = rule.blended_gradients(&self.master, &alpha, &gradient, lambda, beside);
+            return Gradients { master: Some(master), scales: Some(scales) };
         }
         let master = match (estimator, self.temperature()) {
             (Estimator::Clipped { bound }, _) => tch::no_grad(|| {

@@ -31,6 +31,7 @@ fn main() -> Result<()> {
         products(Kind::Float, [2048; 3], 6) / 1e9,
         products(compute, [2048; 3], 6) / 1e9
     );
+    quantizers(compute)?;
     training("nano step, 8 × 128", &nano()?, [8, 128], compute, true, 100)?;
     training("SmolLM2-135M step, 4 × 256", &smollm2(), [4, 256], compute, false, 4)?;
     println!("peak memory of this process up to here: {:.2} GB", peak_memory()? / 1e9);
@@ -80,6 +81,40 @@ fn products(kind: Kind, [m, k, n]: [i64; 3], times: usize) -> f64 {
         let _ = a.matmul(&b.tr());
     });
     (2 * m * k * n) as f64 / seconds
+}
+
+/// What quantizing a matrix and mapping its gradient costs, as a multiple of absmean with plain straight-through.
+fn quantizers(compute: Kind) -> Result<()> {
+    let shape = [1536, 576];
+    let gradient = Tensor::randn(shape, (compute, Device::Cpu));
+    let seconds = |scale: Scale, estimator: Estimator| -> Result<f64> {
+        let master = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.02;
+        let deadzone = scale.default_deadzone();
+        let method = Method { grouping: Grouping::Group(GROUP), scale, deadzone, estimator };
+        let mut weight = TernaryWeight::new(master, method, compute);
+        let mut outcome = Ok(());
+        let seconds = fastest(50, || {
+            weight.refresh(Blend { lambda: 1.0, temperature: Some(0.5) });
+            outcome = ternary::backward(&[weight.leaf()], &[&gradient]);
+            let _ = weight.gradients();
+        });
+        outcome?;
+        Ok(seconds)
+    };
+    let plain = seconds(Scale::AbsMean, Estimator::Plain)?;
+    println!(
+        "quantizing {shape:?} with its gradient: absmean, straight through {:.2} ms; others, in that:",
+        plain * 1e3
+    );
+    for scale in [Scale::Twn, Scale::Mse, Scale::ThreeOfFour] {
+        println!("  {scale:?} {:.1}", seconds(scale, Estimator::Plain)? / plain);
+    }
+    let clipped = Estimator::Clipped { bound: 1.5 };
+    let learned = [Estimator::LearnedScale, Estimator::Stretched, Estimator::EfficientQat, Estimator::Binary];
+    for estimator in learned.into_iter().chain([clipped, Estimator::Soft]) {
+        println!("  {estimator:?} {:.1}", seconds(Scale::AbsMean, estimator)? / plain);
+    }
+    Ok(())
 }
 
 /// Seconds that the matrix products alone of a pass over `[rows, length]` tokens take, those of attention included:
