@@ -38,14 +38,11 @@ fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
         let pivot = (i..n).max_by(|&p, &q| a[p][i].abs().total_cmp(&a[q][i].abs())).expect("a row");
         a.swap(i, pivot);
         b.swap(i, pivot);
-        for j in 0..n {
-            if j != i {
-                let factor = a[j][i] / a[i][i];
-                for k in i..n {
-                    a[j][k] -= factor * a[i][k];
-                }
-                b[j] -= factor * b[i];
-            }
+        let (row, right) = (a[i].clone(), b[i]);
+        for j in (0..n).filter(|&j| j != i) {
+            let factor = a[j][i] / row[i];
+            a[j].iter_mut().zip(&row).for_each(|(entry, pivot)| *entry -= factor * pivot);
+            b[j] -= factor * right;
         }
     }
     (0..n).map(|i| b[i] / a[i][i]).collect()
