@@ -78,7 +78,7 @@ pub(crate) fn total(mut lanes: [f32; LANES]) -> f32 {
 
 /// Sum and count of |w| above `threshold`; f64 between blocks so that a whole tensor sums as well as a group.
 #[inline(always)]
-fn kept(group: &[f32], threshold: f32) -> (f64, f64) {
+pub(crate) fn kept(group: &[f32], threshold: f32) -> (f64, f64) {
     let (mut all, mut number) = (0f64, 0f64);
     for block in group.chunks(1024) {
         let (mut sum, mut count) = ([0f32; LANES], [0f32; LANES]);
@@ -188,16 +188,25 @@ pub(crate) enum Source<'a> {
 
 #[inline(always)]
 fn fit(group: &[f32], index: usize, source: Source<'_>) -> Fit {
-    let (rule, deadzone) = match source {
-        Source::Rule(rule, deadzone) => (rule, deadzone),
+    match source {
+        Source::Rule(Scale::ThreeOfFour, _) => Fit { keep: Keep::ThreeOfFour, scale: snap(mean_of_three(group)) },
+        Source::Rule(rule, deadzone) => {
+            let (threshold, scale) = fit_rule(group, rule, deadzone);
+            Fit { keep: Keep::Above(threshold), scale: snap(scale) }
+        }
         Source::Given(scales, deadzone) => {
             let scale = snap(scales[index]);
-            return Fit { keep: Keep::Above(scale * deadzone), scale };
+            Fit { keep: Keep::Above(scale * deadzone), scale }
         }
-    };
+    }
+}
+
+/// Threshold and scale of a group by a rule that has a threshold; not snapped.
+#[inline(always)]
+pub(crate) fn fit_rule(group: &[f32], rule: Scale, deadzone: f32) -> (f32, f32) {
     // Below every magnitude, so that exact zeros count in the mean too.
     let mean = || mean_kept(group, -1.0);
-    let (threshold, scale) = match rule {
+    match rule {
         Scale::AbsMean => {
             let mean = mean();
             (mean * deadzone, mean)
@@ -221,9 +230,8 @@ fn fit(group: &[f32], index: usize, source: Source<'_>) -> Fit {
             }
             (scale * deadzone, scale)
         }
-        Scale::ThreeOfFour => return Fit { keep: Keep::ThreeOfFour, scale: snap(mean_of_three(group)) },
-    };
-    Fit { keep: Keep::Above(threshold), scale: snap(scale) }
+        Scale::ThreeOfFour => unreachable!("three of four weights are kept by their order: there is no threshold"),
+    }
 }
 
 /// What is written for a weight w.

@@ -52,6 +52,7 @@ pub mod sensitivity;
 mod slopes;
 mod softmax;
 pub mod start;
+mod tempered;
 pub mod tequila;
 pub mod transform;
 pub mod weight;

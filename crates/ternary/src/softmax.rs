@@ -10,7 +10,7 @@ use crate::native::{Pieces, parallel, parallel_one, vectorized, view, view_mut};
 /// e^max(x, −80) for x ≤ 0, within 2 units in the last place. A NaN counts as −80: the loss is NaN all the same, by the
 /// target's logit.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // e^x = 2^n·e^r with n = round(x/ln 2), |r| ≤ ln 2/2; ln 2 in two parts keeps r exact.
     const MAGIC: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to an integer in the low bits
     let x = if x > -80.0 { x } else { -80.0 };

@@ -8,6 +8,7 @@ use crate::kernel::{self, Source};
 use crate::learned::LearnedRule;
 use crate::native::view;
 use crate::quantize::{Quantized, Scale, check, quantize, quantize_with, soft, spread};
+use crate::tempered::{self, Tempered};
 
 /// How the gradient G of the weight that the model used becomes the master's and, where scales are trained, theirs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -163,8 +164,13 @@ impl TernaryWeight {
         self.residual = residual;
         tch::no_grad(|| {
             if let Some(temperature) = self.temperature() {
-                let soft = soft(&self.master, grouping, scale, deadzone, temperature);
-                self.values.copy_(&self.master.lerp(&soft, blend.lambda));
+                if self.master.device() == Device::Cpu {
+                    let rule = Tempered { scale, deadzone, temperature };
+                    tempered::blend(&self.master, grouping, rule, blend.lambda, &mut self.values);
+                } else {
+                    let soft = soft(&self.master, grouping, scale, deadzone, temperature);
+                    self.values.copy_(&self.master.lerp(&soft, blend.lambda));
+                }
             } else if self.master.device() == Device::Cpu {
                 let levels = self.levels();
                 let source = match &levels {
@@ -209,6 +215,10 @@ impl TernaryWeight {
                 let inside = self.master.abs().le_tensor(&(spread(&self.export().scales, &self.master) * bound));
                 wide() * (inside.to_kind(Kind::Float) * lambda + beside)
             }),
+            (Estimator::Soft, Some(temperature)) if self.master.device() == Device::Cpu => {
+                let rule = Tempered { scale, deadzone, temperature };
+                tempered::gradient(&self.master, grouping, rule, &gradient, lambda, beside)
+            }
             (Estimator::Soft, Some(temperature)) => {
                 let w = leaf_of(&self.master);
                 let gradient = wide();

@@ -304,6 +304,14 @@ fn soft_quantizer_and_its_gradient() {
         agrees(&soft, &format!("/{case}"), 1e-6);
         ternary::backward(&[&soft], &[&g()]).expect("a graph");
         agrees(&w.grad(), &format!("/{case}/dw"), 1e-5);
+        // And as it is trained, without a recorded graph.
+        let (grouping, scale, estimator) = (Grouping::Tensor, Scale::AbsMean, Estimator::Soft);
+        let mut weight =
+            TernaryWeight::new(w.detach(), Method { grouping, scale, deadzone: 0.5, estimator }, Kind::Float);
+        weight.refresh(Blend { lambda: 1.0, temperature: Some(temperature) });
+        agrees(weight.leaf(), &format!("/{case}"), 1e-6);
+        ternary::backward(&[weight.leaf()], &[&g()]).expect("a leaf");
+        agrees(&weight.gradients().master.expect("sent"), &format!("/{case}/dw"), 1e-5);
     }
 }
 
