@@ -28,8 +28,8 @@ pub enum Grid {
     },
     /// Dual learnable ternarization (TernaryLLM, arXiv 2406.07177): three levels with a trained shift γ, the offset.
     ///
-    /// Q = α·code + γ, code = clamp(round(x), −1, 1); dw and dα by [`LearnedRule::Lsq`]; dγ = Σ G. γ has no factor 1/√N: it
-    /// wants a smaller learning rate than α. Starts at the scale of [`Scale::Twn`] and γ = 0; the paper's start is unknown.
+    /// Q = α·code + γ, code = clamp(round(x), −1, 1); dw and dα by [`LearnedRule::Lsq`]; dγ = Σ G, without the factor
+    /// 1/√N. Starts at the scale of [`Scale::Twn`] and γ = 0; the paper's start is unknown.
     Dlt,
     /// EfficientQAT (arXiv 2407.11062): integers 0 ‥ M = 2^bits − 1 with a trained scale and zero point z, the offset.
     ///

@@ -25,8 +25,8 @@ pub enum LearnedRule {
     /// Stretched elastic quantization, ParetoQ's for three levels (arXiv 2502.02631). Its slope beyond 0.99 is 1, though
     /// the level there is ⅔: as in the authors' code.
     Stretched,
-    /// EfficientQAT's trained steps (arXiv 2407.11062) on the levels −1, 0, 1 without a zero point. Its gradient of α has
-    /// no factor g, so it wants a learning rate smaller by about that.
+    /// EfficientQAT's trained steps (arXiv 2407.11062) on the levels −1, 0, 1 without a zero point. Its dα has no factor g.
+    /// AdamW makes the same steps of it, but in a global norm that gradients are clipped by it is larger by 1/g.
     EfficientQat,
     /// ParetoQ's for one bit: no weight becomes 0 but one that is. ParetoQ starts from [`Scale::AbsMean`].
     Binary,
