@@ -15,25 +15,26 @@
 //!
 //! At λ = 1 the leaf is exactly what [`weight::TernaryWeight::export`] gives out: integer codes times scales in f16.
 //!
-//! # Where what comes from
+//! # Methods by name
 //!
-//! | part | source |
-//! |---|---|
-//! | [`quantize::Scale::AbsMean`], [`quantize::weight_quant`], [`activation`] | BitNet b1.58, arXiv 2402.17764, and the Hugging Face blog "Fine-tuning LLMs to 1.58bit" |
-//! | [`quantize::Scale::Twn`] | Ternary Weight Networks, arXiv 1605.04711 |
-//! | [`quantize::Scale::Mse`] | Lloyd's alternation on the levels −s, 0, s |
-//! | [`quantize::Scale::ThreeOfFour`], [`schedule::Residual`] | Sherry and its Arenas, arXiv 2601.07892 |
-//! | [`learned::LearnedRule::Lsq`] | LSQ, arXiv 1902.08153, in the ternary form of ParetoQ |
-//! | [`learned::LearnedRule::Stretched`] | SEQ of ParetoQ, arXiv 2502.02631 |
-//! | [`learned::LearnedRule::EfficientQat`], [`learned::FixedCodes`] | EfficientQAT, arXiv 2407.11062 |
-//! | [`grid`] | two, three and four bits: ParetoQ, LSQ, EfficientQAT; DLT of TernaryLLM, arXiv 2406.07177 |
-//! | [`tequila`] | Tequila, arXiv 2509.23809 |
-//! | [`quantize::soft`] | the tempered assignment of Hestia, arXiv 2601.20745 |
-//! | [`start`] | GPTQ, arXiv 2210.17323; the fit to outputs of PT2-LLM, arXiv 2510.03267 |
-//! | [`loss`], [`distill`] | knowledge distillation, arXiv 1503.02531; OFF of TernaryLLM, arXiv 2406.07177; BitDistill, arXiv 2510.13998 |
-//! | [`transform`] | HIGGS, arXiv 2411.17525; FlatQuant, arXiv 2410.09426; SmoothQuant, arXiv 2211.10438 |
-//! | [`muon`] | Muon, arXiv 2502.16982 |
-//! | [`optim`] | decoupled weight decay, arXiv 1711.05101 |
+//! | method | what a recipe calls | an export |
+//! |---|---|---|
+//! | BitNet b1.58, arXiv 2402.17764, and λ of the Hugging Face blog "Fine-tuning LLMs to 1.58bit" | [`quantize::Scale::AbsMean`], [`schedule::Lambda`], [`activation::fake_quantize`] | is exact |
+//! | Ternary Weight Networks, arXiv 1605.04711 | [`quantize::Scale::Twn`]; [`quantize::Scale::Mse`] is Lloyd's alternation from there | is exact |
+//! | LSQ, arXiv 1902.08153, with three levels | [`weight::Estimator::LearnedScale`] | is exact |
+//! | ParetoQ, arXiv 2502.02631, with three levels and with one bit | [`weight::Estimator::Stretched`], [`weight::Estimator::Binary`] | is exact |
+//! | ParetoQ with two, three and four bits | [`grid::Grid::StretchedTwoBit`], [`grid::Grid::Lsq`] | is refused |
+//! | EfficientQAT, arXiv 2407.11062, on three levels | [`weight::Estimator::EfficientQat`], then [`learned::FixedCodes`] | is exact |
+//! | EfficientQAT with zero points | [`grid::Grid::Affine`] | is refused |
+//! | TernaryLLM, arXiv 2406.07177 | DLT: [`grid::Grid::Dlt`]; OFF: [`distill::feature_loss`] | is refused where γ ≠ 0 |
+//! | Tequila, arXiv 2509.23809 | [`tequila::Reactivation`] | is refused while there is a bias |
+//! | Sherry and Arenas, arXiv 2601.07892 | [`quantize::Scale::ThreeOfFour`], [`weight::TernaryWeight::refresh_with_residual`], [`schedule::Residual`] | is exact, without the residual |
+//! | Hestia, arXiv 2601.20745 | [`weight::Estimator::Soft`], [`schedule::Temperature`] | is exact |
+//! | GPTQ, arXiv 2210.17323, and PT2-LLM, arXiv 2510.03267, as starts | [`start`], [`weight::TernaryWeight::set_levels`] | is exact |
+//! | distillation, arXiv 1503.02531; BitDistill, arXiv 2510.13998 | [`loss::Teacher`]; [`distill::relation_loss`], [`loss::Objective::add`] | |
+//! | HIGGS, arXiv 2411.17525; FlatQuant, arXiv 2410.09426; SmoothQuant, arXiv 2211.10438 | [`transform`] | only of what a norm takes over |
+//! | AdamW, arXiv 1711.05101; Muon, arXiv 2502.16982 | [`optim`], [`muon`], [`average`] | |
+//! | Fisher information; traces as in HAWQ-V2, arXiv 1911.03852 | [`sensitivity`] | |
 
 pub mod activation;
 pub mod average;
