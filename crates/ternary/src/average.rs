@@ -3,8 +3,8 @@
 use tch::Tensor;
 
 /// Averages of f32 masters: after t updates, Σ d^(t−i)·w_i over the updates i divided by Σ d^(t−i), so that the first
-/// weights count no more than later ones. Codes and scales come from the masters: put the averages there at the end, and
-/// quantize them.
+/// weights count no more than later ones. Codes and scales come from the masters: put the averages there at the end,
+/// and quantize them.
 ///
 /// Where ternary recipes were searched with budgets of minutes, averages made models worse: compare before use.
 #[derive(Debug)]

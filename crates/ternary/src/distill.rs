@@ -22,11 +22,11 @@ pub fn feature_loss(student: &Tensor, teacher: &Tensor) -> Tensor {
 ///
 /// `student` and `teacher` are the same projections (queries, keys, values, one of each or some) of one block each,
 /// `(B, T, D)`; their D may differ. Each is split into `heads` parts of D/`heads`, each part of a token normalized to
-/// length 1, and R = softmax(A·Aᵀ) `(B, heads, T, T)` over all positions. The loss is the mean over pairs, B, heads and T of
-/// KL(R_teacher ‖ R_student), probabilities clamped from below at 1e-8.
+/// length 1, and R = softmax(A·Aᵀ) `(B, heads, T, T)` over all positions. The loss is the mean over pairs, B, heads and
+/// T of KL(R_teacher ‖ R_student), probabilities clamped from below at 1e-8.
 ///
-/// BitDistill's code divides this mean by the number of heads (and of layers) once more, which is why its weight is 1000
-/// and more.
+/// BitDistill's code divides this mean by the number of heads (and of layers) once more, which is why its weight is
+/// 1000 and more.
 ///
 /// # Panics
 /// When the numbers of tensors, or B and T, differ, or `heads` does not divide a D.

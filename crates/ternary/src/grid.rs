@@ -1,5 +1,5 @@
-//! Methods whose weights an artifact cannot hold (2, 3 and 4 bits, a shift beside the scale), for comparisons at the same
-//! recipe. They train like a [`crate::weight::TernaryWeight`]; their export refuses.
+//! Methods whose weights an artifact cannot hold (2, 3 and 4 bits, a shift beside the scale), for comparisons at the
+//! same recipe. They train like a [`crate::weight::TernaryWeight`]; their export refuses.
 
 use artifact::Grouping;
 use tch::{Kind, Tensor};

@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use crate::quantize::{Quantized, Scale, grouped, quantize, scales_shape, snap, spread};
 use crate::slopes::{self, Slopes};
 
-/// Rule for trained scales α, one a group, with weights w, x = w/α, and Q(w) = s·code, where s is the scale of the level
-/// and code = sign(w) where |w| > d·s, else 0. G = dL/dQ(w).
+/// Rule for trained scales α, one a group, with weights w, x = w/α, and Q(w) = s·code, where s is the scale of the
+/// level and code = sign(w) where |w| > d·s, else 0. G = dL/dQ(w).
 ///
 /// | | s | d | dw | dα, summed over the group |
 /// |---|---|---|---|---|
@@ -22,11 +22,12 @@ use crate::slopes::{self, Slopes};
 pub enum LearnedRule {
     /// LSQ (arXiv 1902.08153), as ParetoQ's code has it for three levels.
     Lsq,
-    /// Stretched elastic quantization, ParetoQ's for three levels (arXiv 2502.02631). Its slope beyond 0.99 is 1, though
-    /// the level there is ⅔: as in the authors' code.
+    /// Stretched elastic quantization, ParetoQ's for three levels (arXiv 2502.02631). Its slope beyond 0.99 is 1,
+    /// though the level there is ⅔: as in the authors' code.
     Stretched,
-    /// EfficientQAT's trained steps (arXiv 2407.11062) on the levels −1, 0, 1 without a zero point. Its dα has no factor g.
-    /// AdamW makes the same steps of it, but in a global norm that gradients are clipped by it is larger by 1/g.
+    /// EfficientQAT's trained steps (arXiv 2407.11062) on the levels −1, 0, 1 without a zero point. Its dα has no
+    /// factor g. AdamW makes the same steps of it, but in a global norm that gradients are clipped by it is larger by
+    /// 1/g.
     EfficientQat,
     /// ParetoQ's for one bit: no weight becomes 0 but one that is. ParetoQ starts from [`Scale::AbsMean`].
     Binary,
@@ -52,8 +53,8 @@ impl LearnedRule {
     /// Where training starts: α such that s is `scale`'s with its own deadzone, in the shape of
     /// [`crate::quantize::Quantized::scales`]; for [`Scale::AbsMax`] α = max|w|, as ParetoQ and EfficientQAT start.
     ///
-    /// On pretrained weights max|w| makes most codes zero and takes many tokens to recover from: in short runs start from
-    /// [`Scale::Twn`] or [`Scale::Mse`].
+    /// On pretrained weights max|w| makes most codes zero and takes many tokens to recover from: in short runs start
+    /// from [`Scale::Twn`] or [`Scale::Mse`].
     pub fn start(self, w: &Tensor, grouping: Grouping, scale: Scale) -> Tensor {
         if scale == Scale::AbsMax {
             return tch::no_grad(|| grouped(w, grouping).abs().amax(-1, false).reshape(scales_shape(w, grouping)));

@@ -44,11 +44,11 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Adds `weight`·`term` to the objective: a 0-dim loss with a graph, such as one of [`crate::distill`]. The backward
-    /// pass is one for all.
+    /// Adds `weight`·`term` to the objective: a 0-dim loss with a graph, such as one of [`crate::distill`]. The
+    /// backward pass is one for all.
     ///
-    /// A sum label + ε·logits + δ·features is (1 + ε) times the objective whose teacher has the weight ε/(1 + ε), with the
-    /// features added at δ/(1 + ε); AdamW makes the same steps of both.
+    /// A sum label + ε·logits + δ·features is (1 + ε) times the objective whose teacher has the weight ε/(1 + ε), with
+    /// the features added at δ/(1 + ε); AdamW makes the same steps of both.
     pub fn add(&mut self, weight: f64, term: &Tensor) {
         self.loss = tch::no_grad(|| &self.loss + term.to_kind(Kind::Float) * weight);
         self.added.push((term.shallow_clone(), term.full_like(weight)));

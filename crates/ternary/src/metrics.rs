@@ -13,8 +13,8 @@ pub struct Nearness {
     pub agreement: Tensor,
 }
 
-/// Compares a model's hidden states `(N, D)` and head `(V, D)` with its parent's, whose D may be another. Logits are made
-/// a chunk of rows at a time; softmax is in f32.
+/// Compares a model's hidden states `(N, D)` and head `(V, D)` with its parent's, whose D may be another. Logits are
+/// made a chunk of rows at a time; softmax is in f32.
 pub fn nearness(model: [&Tensor; 2], parent: [&Tensor; 2]) -> Nearness {
     let [[hidden, head], [parent_hidden, parent_head]] = [model, parent];
     assert_eq!(hidden.size()[0], parent_hidden.size()[0], "model and parent see the same tokens");

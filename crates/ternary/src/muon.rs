@@ -37,8 +37,8 @@ struct Matrix {
 /// * M ← β·M + (1 − β)·G, U = β·M + (1 − β)·G (Nesterov; else U = M)
 /// * w ← w·(1 − η·ω) − η·√max(1, out/in)·orthogonal(U)
 ///
-/// An update has entries of about 1/√in whatever the size of the gradient: it is not clipped, and its learning rate is not
-/// AdamW's.
+/// An update has entries of about 1/√in whatever the size of the gradient: it is not clipped, and its learning rate is
+/// not AdamW's.
 #[derive(Debug)]
 pub struct Muon {
     options: Options,

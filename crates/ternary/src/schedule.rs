@@ -141,6 +141,9 @@ impl LearningRate {
 }
 
 /// Temperature of the soft quantizer: a half cosine from `first` to `last`, then none (hard codes).
+///
+/// Hestia (arXiv 2601.20745) holds `first` while λ rises over a fifth of the run: give [`Temperature::at`] the progress
+/// since then, negative before. Its matrices have temperatures of their own, times exp(−a·sensitivity).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature {
     /// At the start.
@@ -161,8 +164,8 @@ impl Temperature {
     }
 }
 
-/// ε of Sherry's Arenas (arXiv 2601.07892), the share of the full-precision weight beside the ternary one: linearly from
-/// 0 to 1 over the first `rise` of a run, then by half a cosine to 0, and 0 from `end` on.
+/// ε of Sherry's Arenas (arXiv 2601.07892), the share of the full-precision weight beside the ternary one: linearly
+/// from 0 to 1 over the first `rise` of a run, then by half a cosine to 0, and 0 from `end` on.
 ///
 /// The source has `rise` = 0.1 and `end` = 1; with `end` below 1 the last steps see what is exported.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -33,16 +33,17 @@ impl Fisher {
 
     /// ½·Σ F_i·(w_i − q_i)²: about what the loss gains, in nats, when weight `index` becomes `quantized`.
     pub fn damage(&self, index: usize, w: &Tensor, quantized: &Tensor) -> f64 {
-        let off = tch::no_grad(|| (self.diagonal(index) * (w - quantized).square()).sum(Kind::Double));
+        let off = tch::no_grad(|| (self.diagonal(index) * (w - quantized).square()).sum(Kind::Float));
         off.double_value(&[]) / 2.0
     }
 }
 
-/// Hutchinson's estimate of the trace of the loss's second derivative, for each of `weights` (f32) by itself: the mean over
-/// `probes` random v of ±1 of vᵀ·H·v, with H·v = (∇L(w + εv) − ∇L(w − εv))/2ε. `gradient` gives ∇L at the weights it is
-/// given, in their order; `step` is ε in units of each weight's root mean square (1e-2 is usual in f32).
+/// Hutchinson's estimate of the trace of the loss's second derivative, for each of `weights` (f32) by itself: the mean
+/// over `probes` random v of ±1 of vᵀ·H·v, with H·v = (∇L(w + εv) − ∇L(w − εv))/2ε. `gradient` gives ∇L at the weights
+/// it is given, in their order; `step` is ε in units of each weight's root mean square (1e-2 is usual in f32).
 ///
-/// No second backward pass is needed, which the decoder's operators do not have. The probes come from libtorch's generator.
+/// No second backward pass is needed, which the decoder's operators do not have. The probes come from libtorch's
+/// generator.
 pub fn traces(
     weights: &[Tensor],
     probes: u32,
@@ -50,7 +51,7 @@ pub fn traces(
     mut gradient: impl FnMut(&[Tensor]) -> Vec<Tensor>,
 ) -> Vec<f64> {
     let steps: Vec<f64> = (weights.iter())
-        .map(|w| step * w.to_kind(Kind::Float).square().mean(Kind::Double).sqrt().double_value(&[]).max(1e-8))
+        .map(|w| step * w.to_kind(Kind::Float).square().mean(Kind::Float).sqrt().double_value(&[]).max(1e-8))
         .collect();
     let mut traces = vec![0.0; weights.len()];
     for _ in 0..probes {
@@ -65,7 +66,7 @@ pub fn traces(
         };
         let (above, below) = (at(1.0), at(-1.0));
         for (i, trace) in traces.iter_mut().enumerate() {
-            let slope = tch::no_grad(|| ((&above[i] - &below[i]) * &signs[i]).sum(Kind::Double));
+            let slope = tch::no_grad(|| ((&above[i] - &below[i]) * &signs[i]).sum(Kind::Float));
             *trace += slope.double_value(&[]) / (2.0 * steps[i] * f64::from(probes));
         }
     }
@@ -85,11 +86,11 @@ pub struct Candidate {
     pub gain: f64,
 }
 
-/// The candidates to leave out, by index, with the largest sum of gains such that all together take at most `limit` bits
-/// a weight. None when even all quantized take more.
+/// The candidates to leave out, by index, with the largest sum of gains such that all together take at most `limit`
+/// bits a weight. None when even all quantized take more.
 ///
-/// Exact: it goes through the sums of bits that no other sum beats, of which models with a few shapes of projections have
-/// few.
+/// Exact: it goes through the sums of bits that no other sum beats, of which models with a few shapes of projections
+/// have few.
 pub fn exceptions(candidates: &[Candidate], limit: f64) -> Option<Vec<usize>> {
     let weights: u64 = candidates.iter().map(|one| one.weights).sum();
     let quantized: u64 = candidates.iter().map(|one| one.quantized_bits).sum();

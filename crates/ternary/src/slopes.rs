@@ -1,4 +1,5 @@
-//! Gradients of weights with learned scales on the CPU, in one pass over memory where tensor operations take some fifteen.
+//! Gradients of weights with learned scales on the CPU, in one pass over memory. Tensor operations take twenty times as
+//! long.
 
 use half::bf16;
 use tch::{Kind, Tensor};
@@ -61,8 +62,8 @@ vectorized! {
     }
 }
 
-/// dw and Σ G·slope by group, in the shape of `alpha`, for contiguous f32 `w` and `alpha` on the CPU and a `gradient` in
-/// f32 or bf16.
+/// dw and Σ G·slope by group, in the shape of `alpha`, for contiguous f32 `w` and `alpha` on the CPU and a `gradient`
+/// in f32 or bf16.
 pub(crate) fn gradients(w: &Tensor, alpha: &Tensor, gradient: &Tensor, slopes: Slopes) -> (Tensor, Tensor) {
     let gradient = gradient.contiguous();
     match gradient.kind() {

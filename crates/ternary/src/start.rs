@@ -1,5 +1,5 @@
-//! Ternary starting points from a sample of a projection's inputs: rounding with error feedback, and scales fitted to the
-//! outputs. Both minimize tr((W − Q)·H·(W − Q)ᵀ), the squared error of the outputs, with H = 2/n·Σ x·xᵀ.
+//! Ternary starting points from a sample of a projection's inputs: rounding with error feedback, and scales fitted to
+//! the outputs. Both minimize tr((W − Q)·H·(W − Q)ᵀ), the squared error of the outputs, with H = 2/n·Σ x·xᵀ.
 
 use artifact::Grouping;
 use tch::{Device, Kind, TchError, Tensor};
@@ -10,7 +10,8 @@ use crate::quantize::{Quantized, Scale, check, quantize, quantize_with, scales_s
 /// Share of H's mean diagonal that is added to its diagonal before it is inverted (GPTQ's).
 pub const DAMPING: f64 = 0.01;
 
-/// Columns after which the feedback reaches the rest of the matrix; within, it is immediate. Results do not depend on it.
+/// Columns after which the feedback reaches the rest of the matrix; within, it is immediate. Results do not depend on
+/// it.
 const BLOCK: i64 = 128;
 
 /// A sample of a projection's inputs, summed up as H.
@@ -22,7 +23,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Of a projection with `columns` inputs, on `device`.
+    /// Of a projection with `columns` inputs, on `device`: one that computes in f64, so not MPS.
     pub fn new(columns: i64, device: Device) -> Self {
         Self { sum: Tensor::zeros([columns, columns], (Kind::Double, device)), count: 0 }
     }
@@ -58,9 +59,9 @@ pub struct Start {
     pub quantized: Quantized,
 }
 
-/// GPTQ (arXiv 2210.17323) on the levels −s, 0, s: columns of `w` (f32 `[out, in]`) are rounded to the nearest level one
-/// after the other, and each error is made up for by the columns that are left, as H says. s is `scale`'s, with its own
-/// deadzone, of the group as it is when its first column is reached.
+/// GPTQ (arXiv 2210.17323) on the levels −s, 0, s: columns of `w` (f32 `[out, in]`) are rounded to the nearest level
+/// one after the other, and each error is made up for by the columns that are left, as H says. s is `scale`'s, with its
+/// own deadzone, of the group as it is when its first column is reached.
 ///
 /// # Errors
 /// When H cannot be factorized: inputs that are not finite.
@@ -123,8 +124,8 @@ pub fn error_feedback(w: &Tensor, inputs: &Inputs, grouping: Grouping, scale: Sc
 
 /// Codes and scales in alternation, as PT2-LLM (arXiv 2510.03267) does it without its shift, which no artifact holds:
 /// from [`Scale::Mse`], `rounds` times the scales that minimize the error of the outputs for the codes (a system of
-/// equations a row, of as many unknowns as it has groups), then the codes nearest to the weights. The best of all rounds
-/// by row ([`Grouping::Tensor`]: of the matrix) is kept, so no output is worse than with [`Scale::Mse`].
+/// equations a row, of as many unknowns as it has groups), then the codes nearest to the weights. The best of all
+/// rounds by row ([`Grouping::Tensor`]: of the matrix) is kept, so no output is worse than with [`Scale::Mse`].
 ///
 /// `w` is f32 `[out, in]`. A master to train from is `w` itself, with these scales in
 /// [`crate::weight::TernaryWeight::set_levels`].
@@ -161,8 +162,8 @@ fn errors(w: &Tensor, inputs: &Inputs, grouping: Grouping, quantized: &Quantized
 }
 
 /// The scales that minimize the error of the outputs with these codes, snapped. With t_g the codes of group g, 0 beyond
-/// it, they solve Σ_h (t_g·H·t_h)·α_h = t_g·H·w for each row, and summed over the rows for [`Grouping::Tensor`]. Where one
-/// is negative, the codes of its group change their signs instead.
+/// it, they solve Σ_h (t_g·H·t_h)·α_h = t_g·H·w for each row, and summed over the rows for [`Grouping::Tensor`]. Where
+/// one is negative, the codes of its group change their signs instead.
 fn fit_scales(w: &Tensor, inputs: &Inputs, grouping: Grouping, codes: &Tensor) -> Result<Quantized, NativeError> {
     let hessian = inputs.hessian();
     let (rows, columns) = w.size2().map_err(|error| NativeError(error.to_string()))?;

@@ -1,9 +1,9 @@
-//! Soft ternary weights and their gradient on the CPU, written down instead of recorded: [`crate::quantize::soft`] and its
-//! backward pass take some hundred passes over memory, this three.
+//! Soft ternary weights and their gradient on the CPU, written down instead of recorded by autograd, which takes ten times
+//! as long and more.
 //!
-//! With x = w/s, e = Δ/s, τ = (T + 1e-6)/2 and p the softmax of ((−x − e)/τ, 0, (x − e)/τ), a weight becomes s·f with
-//! f = p₊ − p₋. Then ∂f/∂x = (p₊ + p₋ − f²)/τ, ∂f/∂e = −f·p₀/τ, and s and Δ depend on the weights as their rule says, with
-//! what is kept held fixed.
+//! With x = w/s, e = Δ/s, τ = (T + 1e-6)/2 and p the softmax of ((−x − e)/τ, 0, (x − e)/τ), a weight becomes s·f with f
+//! = p₊ − p₋. Then ∂f/∂x = (p₊ + p₋ − f²)/τ, ∂f/∂e = −f·p₀/τ, and s and Δ depend on the weights as their rule says,
+//! with what is kept held fixed.
 
 use artifact::Grouping;
 use half::bf16;
@@ -193,8 +193,8 @@ pub(crate) fn blend(w: &Tensor, grouping: Grouping, rule: Tempered, lambda: f64,
     }
 }
 
-/// Gradient, f32, of the contiguous f32 matrix `w` when λ·soft + beside·w was used, of which `gradient` (f32 or bf16) is
-/// the gradient.
+/// Gradient, f32, of the contiguous f32 matrix `w` when λ·soft + beside·w was used, of which `gradient` (f32 or bf16)
+/// is the gradient.
 pub(crate) fn gradient(
     w: &Tensor,
     grouping: Grouping,

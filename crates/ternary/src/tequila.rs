@@ -1,5 +1,5 @@
-//! Tequila's reactivation of the deadzone (arXiv 2509.23809): beside the ternary product, a bias made of the weights that
-//! became 0. No artifact holds the bias: let its strength fall to 0 before the end of a run.
+//! Tequila's reactivation of the deadzone (arXiv 2509.23809): beside the ternary product, a bias made of the weights
+//! that became 0. No artifact holds the bias: let its strength fall to 0 before the end of a run.
 
 use tch::{Kind, Tensor};
 

@@ -90,8 +90,8 @@ pub struct Kronecker {
 }
 
 impl Kronecker {
-    /// Of L `[a, a]` and R `[b, b]`, f32 and invertible; where they require gradients, those reach them through inputs and
-    /// folded weights.
+    /// Of L `[a, a]` and R `[b, b]`, f32 and invertible; where they require gradients, those reach them through inputs
+    /// and folded weights.
     pub fn new(left: Tensor, right: Tensor) -> Self {
         for factor in [&left, &right] {
             assert!(factor.dim() == 2 && factor.size()[0] == factor.size()[1], "factors are square matrices");

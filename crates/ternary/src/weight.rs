@@ -126,8 +126,8 @@ impl TernaryWeight {
         self.scales.as_ref()
     }
 
-    /// Moves learned scales in place to where those of the levels are `levels`, of the shape of [`Quantized::scales`]: a
-    /// start from [`crate::start`]. Refresh after it.
+    /// Moves learned scales in place to where those of the levels are `levels`, of the shape of [`Quantized::scales`]:
+    /// a start from [`crate::start`]. Refresh after it.
     ///
     /// # Panics
     /// When the estimator learns no scales, or the shape is another.

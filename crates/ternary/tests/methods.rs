@@ -1,5 +1,5 @@
-//! Every method by its name on one small problem: a ternary matrix learns another's products. Each must come closer than
-//! it started, and its export must be what was trained.
+//! Every method by its name on one small problem: a ternary matrix learns another's products. Each must come closer
+//! than it started, and its export must be what was trained.
 
 use artifact::Grouping;
 use tch::{Device, Kind, Tensor};
