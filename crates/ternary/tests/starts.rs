@@ -92,15 +92,25 @@ fn feedback_is_the_surgeons() {
 fn feedback_makes_up_for_the_rounding() {
     // More columns than a block has, and groups that do not divide it.
     let (w, inputs) = sample(24, 288);
+    let hessian = inputs.hessian();
+    let diagonal = hessian.diagonal(0, 0, 1).mean(Kind::Double) * DAMPING;
+    let damped = &hessian + Tensor::eye(288, (Kind::Double, Device::Cpu)) * diagonal;
+    let upper = Tensor::linalg_inv(&damped).linalg_cholesky(true);
     for (grouping, group) in [(Grouping::Tensor, 1), (Grouping::Row, 1), (Grouping::Group(48), 6)] {
         let start = error_feedback(&w, &inputs, grouping, Scale::Twn).expect("finite");
         let again = quantize_with(&start.master, grouping, &start.quantized.scales, 0.5);
         assert_eq!((&again.codes, &again.scales), (&start.quantized.codes, &start.quantized.scales));
+        // Whatever the blocks: what the outputs miss is the errors of the roundings, each passed on by its row of U,
+        // where H⁻¹ = Uᵀ·U.
+        let quantized = start.quantized.dequantize();
+        let errors = (&start.master - &quantized).to_kind(Kind::Double) / upper.diagonal(0, 0, 1);
+        let passed_on = errors.matmul(&upper).to_kind(Kind::Float);
+        assert!(passed_on.allclose(&(&w - &quantized), 1e-3, 1e-5, false), "{grouping:?}");
         let rows = if grouping == Grouping::Tensor { vec![1] } else { vec![24, group] };
         assert_eq!(start.quantized.scales.size(), rows);
         let total = |q: &Tensor| inputs.errors(&w, q).sum(Kind::Double).double_value(&[]);
         let nearest = quantize(&w, grouping, Scale::Mse, 0.5).dequantize();
-        let (with, without) = (total(&start.quantized.dequantize()), total(&nearest));
+        let (with, without) = (total(&quantized), total(&nearest));
         assert!(with < 0.75 * without, "{grouping:?}: an error of {with}, without feedback {without}");
     }
 }
