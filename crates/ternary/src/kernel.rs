@@ -136,33 +136,50 @@ struct Fit {
     scale: f32,
 }
 
-/// Position of the smallest magnitude of four weights, the first of equals.
+/// Weights that are looked at together when three of four are kept.
+const BLOCK: usize = 4 * LANES;
+
+/// Which of up to [`BLOCK`] weights are kept when the smallest of each four, the first of equals, is not: 1, else 0.
 #[inline(always)]
-fn smallest(four: &[f32]) -> usize {
-    let mut at = 0;
-    for i in 1..four.len() {
-        if four[i].abs() < four[at].abs() {
-            at = i;
+fn three_of_four(weights: &[f32]) -> [f32; BLOCK] {
+    let mut block = [0f32; BLOCK];
+    block[..weights.len()].copy_from_slice(weights);
+    let mut magnitudes = [[0f32; LANES]; 4];
+    let mut least = [f32::INFINITY; LANES];
+    for (i, magnitudes) in magnitudes.iter_mut().enumerate() {
+        for lane in 0..LANES {
+            magnitudes[lane] = block[4 * lane + i].abs();
+            least[lane] = if magnitudes[lane] < least[lane] { magnitudes[lane] } else { least[lane] };
         }
     }
-    at
+    let (mut kept, mut missing) = ([1f32; BLOCK], [1f32; LANES]);
+    for (i, magnitudes) in magnitudes.iter().enumerate() {
+        for lane in 0..LANES {
+            let dropped = if magnitudes[lane] == least[lane] { missing[lane] } else { 0.0 };
+            missing[lane] -= dropped;
+            kept[4 * lane + i] = 1.0 - dropped;
+        }
+    }
+    kept
 }
 
 /// Mean |w| of the larger three of each four.
 #[inline(always)]
 fn mean_of_three(group: &[f32]) -> f32 {
-    let sum: f64 = group
-        .chunks(1024)
-        .map(|block| {
-            let mut lanes = [0f32; LANES];
-            for (lane, four) in block.chunks_exact(4).enumerate() {
-                let least = four[smallest(four)].abs();
-                lanes[lane % LANES] += four.iter().map(|w| w.abs()).sum::<f32>() - least;
+    let mut all = 0f64;
+    for run in group.chunks(16 * BLOCK) {
+        let mut lanes = [0f32; LANES];
+        for block in run.chunks(BLOCK) {
+            let kept = three_of_four(block);
+            for (weights, kept) in block.chunks(LANES).zip(kept.chunks(LANES)) {
+                for (lane, (w, kept)) in lanes.iter_mut().zip(weights.iter().zip(kept)) {
+                    *lane += w.abs() * kept;
+                }
             }
-            f64::from(total(lanes))
-        })
-        .sum();
-    (sum / (group.len() as f64 * 0.75)) as f32
+        }
+        all += f64::from(total(lanes));
+    }
+    (all / (group.len() as f64 * 0.75)) as f32
 }
 
 /// Rounds a scale to the f16 that is stored, within what f16 holds; inlined, unlike `half`'s.
@@ -263,12 +280,10 @@ fn write<T: Store>(group: &[f32], fit: Fit, output: Output, out: &mut [T]) {
 /// [`write`] for [`Keep::ThreeOfFour`].
 #[inline(always)]
 fn write_three<T: Store>(group: &[f32], scale: f32, output: Output, out: &mut [T]) {
-    for (four, out) in group.chunks_exact(4).zip(out.chunks_exact_mut(4)) {
-        let zero = smallest(four);
-        for i in 0..4 {
-            let w = four[i];
-            let code = if i == zero || w == 0.0 { 0.0 } else { 1f32.copysign(w) };
-            out[i] = T::narrow(match output {
+    for (block, out) in group.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        for ((&w, kept), out) in block.iter().zip(three_of_four(block)).zip(out) {
+            let code = if w == 0.0 || kept == 0.0 { 0.0 } else { 1f32.copysign(w) };
+            *out = T::narrow(match output {
                 Output::Code => code,
                 Output::Blend(1.0) => code * scale,
                 Output::Blend(lambda) => w + lambda * (code * scale - w),
