@@ -169,7 +169,7 @@ struct Try {
 
 /// Train and measure a commit again with other seeds: how much does the loss differ from run to run?
 ///
-/// The search must not run. What was measured counts in `status` and `results`; it changes no verdict.
+/// The search must not run. Runs of the incumbent also make the bar for later candidates surer.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

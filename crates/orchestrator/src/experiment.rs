@@ -129,31 +129,26 @@ impl Search<'_> {
         };
         loop {
             let smaller = incumbent.evaluation.as_ref().is_some_and(|e| measured.bits_per_weight < e.bits_per_weight);
-            let comparison = self.compare(&incumbent, run, &measured);
+            let comparison = self.compare(&incumbent, flight.proposed.experiment, &measured);
             let (status, reason) = match verdict::decide(&comparison, smaller, &self.campaign.noise) {
-                Next::RunCandidate => {
-                    self.rerun(flight.proposed.experiment, "runs it with another seed")?;
-                    continue;
-                }
-                Next::RunIncumbent if self.rerun_incumbent(&incumbent)? => continue,
-                // Its other seeds fail: the candidate has to show it with runs of its own.
-                Next::RunIncumbent if comparison.runs < self.campaign.noise.max_runs => {
-                    self.rerun(flight.proposed.experiment, "runs it with another seed")?;
-                    continue;
-                }
                 Next::Keep => (Status::Keep, None),
                 Next::KeepSmaller => (Status::Keep, Some("no worse, and smaller".to_owned())),
-                Next::Discard | Next::RunIncumbent => (Status::Discard, None),
+                Next::RunIncumbent if self.rerun_incumbent(&incumbent)? => continue,
+                // Where the incumbent's other seeds fail, the candidate has to show it with runs of its own.
+                Next::RunCandidate | Next::RunIncumbent if comparison.runs < self.campaign.noise.max_runs => {
+                    self.rerun(flight.proposed.experiment)?;
+                    continue;
+                }
+                Next::Discard | Next::RunCandidate | Next::RunIncumbent => (Status::Discard, None),
             };
             return Ok(self.end(status, reason, Some(measured), Some(comparison))?);
         }
     }
 
     /// What the runs so far say of the candidate in flight.
-    fn compare(&self, incumbent: &Row, run: Run, measured: &Evaluation) -> Comparison {
-        let Run::Experiment(number) = run else { unreachable!("candidates are experiments") };
-        let runs: Vec<&Evaluation> =
-            [measured].into_iter().chain(self.state.replicates_of(number).map(|r| &r.evaluation)).collect();
+    fn compare(&self, incumbent: &Row, experiment: u64, measured: &Evaluation) -> Comparison {
+        let others = self.state.replicates_of(experiment).map(|replicate| &replicate.evaluation);
+        let runs: Vec<&Evaluation> = [measured].into_iter().chain(others).collect();
         ledger::compare(&self.state.bar(incumbent), &runs, self.state.noise())
     }
 
@@ -185,13 +180,14 @@ impl Search<'_> {
             return Ok(false);
         }
         let seed = self.state.next_seed(row.experiment);
-        let reason = match self.rerun(row.experiment, "runs the incumbent with another seed") {
+        let reason = match self.rerun(row.experiment) {
             Ok(()) => return Ok(true),
             Err(Broken::Failed(_, reason)) => reason,
             Err(other) => return Err(other),
         };
         self.check_space()?;
-        if row.parent.is_none() {
+        // Before the search began in earnest, somebody is likely to be there still.
+        if self.state.rows.len() == 1 {
             let log = self.layout.folder(self.next_replicate());
             return Err(Broken::Cannot(Failure::Baseline { reason: format!("with seed {seed}: {reason}"), log }));
         }
@@ -228,13 +224,13 @@ impl Search<'_> {
     ///
     /// # Errors
     /// [`Broken::Failed`] when the recipe does not get through with that seed.
-    pub fn rerun(&mut self, experiment: u64, why: &str) -> Result<(), Broken> {
+    pub fn rerun(&mut self, experiment: u64) -> Result<(), Broken> {
         let run = self.next_replicate();
         self.empty(run)?;
         let proposed = self.state.proposals.get(&experiment).context("an experiment without a candidate")?;
         let seed = self.state.next_seed(experiment);
         let proposed = Proposed { seed, ..proposed.clone() };
-        tracing::debug!(%run, experiment, seed, why);
+        tracing::debug!(%run, experiment, seed, "another seed");
         let path = self.trainer(Run::Experiment(experiment));
         let trainer = match self.state.trainers.get(&experiment) {
             Some(sha256) if path.is_file() => Trainer { path, sha256: sha256.clone() },

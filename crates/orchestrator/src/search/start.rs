@@ -206,7 +206,7 @@ pub fn replicate(root: &Path, layout: &Layout, options: &Options, name: &str, ru
                 return Err(Failure::Interrupted);
             }
             let log = search.layout.run().join("replicates");
-            search.rerun(row.experiment, "was asked to").map_err(|broken| match broken {
+            search.rerun(row.experiment).map_err(|broken| match broken {
                 Broken::Cannot(failure) => failure,
                 Broken::Interrupted(_) => Failure::Interrupted,
                 Broken::Failed(_, reason) => {

@@ -40,6 +40,12 @@ const SMUGGLED: &str = r#"
     bytes = whole;
 "#;
 
+/// Another shape of as many weights, in a header of the same length.
+const RESHAPED: &str = r#"
+    let text = std::str::from_utf8(&bytes[16..16 + header])?.replace("\"shape\":[64,32]", "\"shape\":[32,64]");
+    bytes[16..16 + header].copy_from_slice(text.as_bytes());
+"#;
+
 pub fn cases() -> Vec<Case> {
     let forged = |name, forgery: &str, says| {
         let attack = format!("{SUMMARY}{HONEST}{forgery}{SEALED}");
@@ -52,6 +58,7 @@ pub fn cases() -> Vec<Case> {
             "bytes[end - 4..end].copy_from_slice(&f32::NAN.to_le_bytes());",
             "model.norm.weight has a value that is not finite",
         ),
+        forged("hands over other shapes", RESHAPED, "; the configuration says"),
         forged("smuggles its parent's weights", SMUGGLED, "tensor parent.q_proj.weight is not one of the model"),
         forged(
             "closes what it hands over",
