@@ -10,6 +10,7 @@ use sandbox::Enforced;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Cost;
+use crate::clock;
 use crate::journal::Record;
 use crate::verdict::{self, Comparison, Evidence, Noise, Windows};
 
@@ -295,6 +296,30 @@ impl Row {
     }
 }
 
+/// Where the time of a search went, in seconds by the machine's clock; what is not listed is its own work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Time {
+    /// While an orchestrator worked on it.
+    pub worked: f64,
+    /// Training, as the frame counts it.
+    pub training: f64,
+    /// Start, dev evaluation and export of training runs.
+    pub around: f64,
+    /// Compiling candidates.
+    pub building: f64,
+    /// Measuring artifacts.
+    pub evaluating: f64,
+    /// Waiting for language models.
+    pub thinking: f64,
+}
+
+impl Time {
+    fn train(&mut self, run: &Trained) {
+        self.training += run.train_s;
+        self.around += (run.wall_s - run.train_s).max(0.0);
+    }
+}
+
 /// The experiment that is not over yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Flight {
@@ -345,6 +370,10 @@ pub struct State {
     pub failed_replicates: Vec<ReplicateFailed>,
     /// What the trainer of each experiment was when it was built: sha256.
     pub trainers: BTreeMap<u64, String>,
+    /// Where the time went.
+    pub time: Time,
+    /// When the last record was written, UTC.
+    pub last_record: String,
     /// What language models learnt, with the experiments that taught it.
     pub lessons: Vec<(u64, String)>,
     /// Candidates by experiment, the one in flight included.
@@ -370,6 +399,11 @@ impl State {
     /// When it cannot follow the ones before it.
     pub fn apply(&mut self, record: &Record) -> Result<(), String> {
         let time = &record.time;
+        if !matches!(record.event, Event::Started(_) | Event::Resumed(_)) {
+            self.time.worked += clock::seconds_between(&self.last_record, time);
+        }
+        self.last_record.clone_from(time);
+        self.account(&record.event);
         match &record.event {
             Event::Started(started) => {
                 if self.started.is_some() {
@@ -433,6 +467,22 @@ impl State {
             Event::Stopped { reason } => self.stopped = Some(reason.clone()),
         }
         Ok(())
+    }
+
+    fn account(&mut self, event: &Event) {
+        let time = &mut self.time;
+        match event {
+            Event::Proposed(proposed) => time.thinking += proposed.cost.map_or(0.0, |cost| cost.seconds),
+            Event::Built(built) => time.building += built.seconds,
+            Event::Trained(trained) => time.train(trained),
+            Event::Floor(evaluation) | Event::Measured(evaluation) => time.evaluating += evaluation.seconds,
+            Event::Reported(reported) => time.evaluating += reported.evaluation.seconds,
+            Event::Replicated(replicate) => {
+                time.train(&replicate.trained);
+                time.evaluating += replicate.evaluation.seconds;
+            }
+            _ => {}
+        }
     }
 
     fn flight(&mut self, experiment: u64, time: &str) -> Result<&mut Flight, String> {

@@ -10,7 +10,7 @@ use crate::clock;
 use crate::error::Failure;
 use crate::journal;
 use crate::layout::{self, Layout};
-use crate::ledger::{Evaluation, Row, State};
+use crate::ledger::{Evaluation, Row, State, Time};
 use crate::results;
 use crate::search;
 use crate::secrets;
@@ -45,6 +45,8 @@ pub struct Status<'a> {
     pub baseline_report: Option<&'a Evaluation>,
     /// Final figures of the best.
     pub best_report: Option<&'a Evaluation>,
+    /// Where the time went.
+    pub time: Time,
     /// What language models cost so far.
     pub cost: Option<Cost>,
     /// The run-to-run noise, where it was measured.
@@ -89,6 +91,7 @@ impl<'a> Status<'a> {
             floor: state.floor.as_ref(),
             baseline_report: reported(state.baseline()),
             best_report: reported(state.incumbent()),
+            time: state.time,
             cost: state.cost(),
             noise: state.noise(),
             sandbox: state.rows.iter().rev().find_map(|row| row.trained.as_ref()?.sandbox.as_ref()),

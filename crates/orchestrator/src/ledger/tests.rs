@@ -253,3 +253,19 @@ fn a_measured_experiment_is_found_by_its_names() {
     assert_eq!(found(&format!("{:040}", 2)), Some(2));
     assert_eq!((found("3"), found("4"), found("0")), (None, None, None));
 }
+
+#[test]
+fn time_is_added_up_while_somebody_works() {
+    let at = |time: &str, event| Record { time: format!("2026-01-01T{time}Z"), event };
+    let records = [
+        at("00:00:00", proposed(1)),
+        at("00:00:10", built(1)),
+        at("00:01:20", trained(1)),
+        // Stopped for an hour.
+        at("01:00:00", Event::Resumed(Resumed { version: String::new() })),
+        at("01:00:05", measured()),
+    ];
+    let time = State::rebuild(&records).unwrap().time;
+    assert_eq!((time.worked, time.building, time.training, time.around), (85.0, 1.0, 1.0, 1.0));
+    assert_eq!((time.evaluating, time.thinking), (1.0, 0.0));
+}

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::kept::{Gain, Kept, kept};
 use super::{description, short};
 use crate::layout::Layout;
-use crate::ledger::{Evaluation, Replicate, Row, State, Status};
+use crate::ledger::{Evaluation, Replicate, Row, State, Status, Time};
 use crate::verdict::Noise;
 
 /// One experiment in one line, as `run` prints it.
@@ -68,6 +68,7 @@ pub fn summary(state: &State) -> Vec<String> {
     if let Some(spread) = state.noise() {
         lines.push(noise(&spread, best));
     }
+    lines.extend(time(&state.time));
     if let Some(cost) = state.cost() {
         let dollars = cost.dollars.map_or_else(String::new, |dollars| format!(", ${dollars:.4}"));
         let tokens = cost.usage.total();
@@ -79,6 +80,25 @@ pub fn summary(state: &State) -> Vec<String> {
     }
     lines.extend(kept(state).iter().filter_map(gains));
     lines
+}
+
+/// Where the time went.
+fn time(time: &Time) -> Option<String> {
+    let share = |seconds: f64| 100.0 * seconds / time.worked;
+    let listed = time.training + time.around + time.building + time.evaluating + time.thinking;
+    (time.worked > 0.0).then(|| {
+        format!(
+            "{:.2} h: {:.0} % training, {:.0} % its start and export, {:.0} % building, {:.0} % evaluating, {:.0} % \
+             thinking, {:.0} % other",
+            time.worked / 3600.0,
+            share(time.training),
+            share(time.around),
+            share(time.building),
+            share(time.evaluating),
+            share(time.thinking),
+            share((time.worked - listed).max(0.0)),
+        )
+    })
 }
 
 /// What a kept experiment gained over the baseline, from runs that had no part in its being kept.
