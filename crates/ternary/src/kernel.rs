@@ -277,7 +277,7 @@ fn write<T: Store>(group: &[f32], fit: Fit, output: Output, out: &mut [T]) {
     }
 }
 
-/// [`write`] for [`Keep::ThreeOfFour`].
+/// [`write()`] for [`Keep::ThreeOfFour`].
 #[inline(always)]
 fn write_three<T: Store>(group: &[f32], scale: f32, output: Output, out: &mut [T]) {
     for (block, out) in group.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
