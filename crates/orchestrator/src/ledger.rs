@@ -372,7 +372,7 @@ pub struct State {
     pub trainers: BTreeMap<u64, String>,
     /// Where the time went.
     pub time: Time,
-    /// When the last record was written, UTC.
+    /// When the last record was written, UTC; empty after a stop.
     pub last_record: String,
     /// What language models learnt, with the experiments that taught it.
     pub lessons: Vec<(u64, String)>,
@@ -464,7 +464,11 @@ impl State {
             }
             Event::ReplicateFailed(failed) => self.failed_replicates.push(failed.clone()),
             Event::Learnt { experiment, lesson } => self.lessons.push((*experiment, lesson.clone())),
-            Event::Stopped { reason } => self.stopped = Some(reason.clone()),
+            Event::Stopped { reason } => {
+                self.stopped = Some(reason.clone());
+                // Nobody works on it until the next record.
+                self.last_record.clear();
+            }
         }
         Ok(())
     }

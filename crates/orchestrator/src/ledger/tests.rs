@@ -264,6 +264,8 @@ fn time_is_added_up_while_somebody_works() {
         // Stopped for an hour.
         at("01:00:00", Event::Resumed(Resumed { version: String::new() })),
         at("01:00:05", measured()),
+        at("01:00:05", Event::Stopped { reason: String::new() }),
+        at("09:00:00", Event::Stopped { reason: "again".into() }),
     ];
     let time = State::rebuild(&records).unwrap().time;
     assert_eq!((time.worked, time.building, time.training, time.around), (85.0, 1.0, 1.0, 1.0));
