@@ -5,6 +5,7 @@
 
 use std::ops::AddAssign;
 
+pub use campaign::{Caps, Prices};
 use serde::{Deserialize, Serialize};
 
 /// Tokens that prices are given for.
@@ -42,52 +43,19 @@ impl AddAssign for Usage {
     }
 }
 
-/// Dollars per million tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Prices {
-    /// Of the prompt.
-    pub input: f64,
-    /// Of the prompt's cached part; as `input` when absent.
-    #[serde(default)]
-    pub cached_input: Option<f64>,
-    /// Of what is put into the cache; as `input` when absent. Anthropic takes a quarter more.
-    #[serde(default)]
-    pub cache_write: Option<f64>,
-    /// Of the answer.
-    pub output: f64,
+/// What these tokens cost, dollars.
+fn cost(prices: &Prices, usage: &Usage) -> f64 {
+    let per_token = [
+        (usage.input, prices.input),
+        (usage.cached_input, prices.cached_input.unwrap_or(prices.input)),
+        (usage.cache_write, prices.cache_write.unwrap_or(prices.input)),
+        (usage.output, prices.output),
+    ];
+    per_token.iter().map(|(tokens, price)| *tokens as f64 * price / PRICED).sum()
 }
 
-impl Prices {
-    /// What these tokens cost, dollars.
-    pub fn cost(&self, usage: &Usage) -> f64 {
-        let per_token = [
-            (usage.input, self.input),
-            (usage.cached_input, self.cached_input.unwrap_or(self.input)),
-            (usage.cache_write, self.cache_write.unwrap_or(self.input)),
-            (usage.output, self.output),
-        ];
-        per_token.iter().map(|(tokens, price)| *tokens as f64 * price / PRICED).sum()
-    }
-
-    fn all(&self) -> [f64; 4] {
-        [self.input, self.cached_input.unwrap_or_default(), self.cache_write.unwrap_or_default(), self.output]
-    }
-}
-
-/// What may be spent in all; `None` is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Caps {
-    /// Dollars; needs prices.
-    #[serde(default)]
-    pub dollars: Option<f64>,
-    /// Tokens of prompts and answers together.
-    #[serde(default)]
-    pub tokens: Option<u64>,
-    /// Requests, repeated ones included.
-    #[serde(default)]
-    pub calls: Option<u64>,
+fn all(prices: &Prices) -> [f64; 4] {
+    [prices.input, prices.cached_input.unwrap_or_default(), prices.cache_write.unwrap_or_default(), prices.output]
 }
 
 /// What was spent so far.
@@ -166,7 +134,7 @@ impl Budget {
         if caps.dollars.is_some() && prices.is_none() {
             return Err(BudgetError::NoPrices);
         }
-        let mut amounts = prices.iter().flat_map(Prices::all).chain(caps.dollars);
+        let mut amounts = prices.iter().flat_map(all).chain(caps.dollars);
         match amounts.find(|amount| !(amount.is_finite() && *amount >= 0.0)) {
             Some(amount) => Err(BudgetError::Number(amount)),
             None => Ok(Self { caps, prices, spent }),
@@ -191,7 +159,7 @@ impl Budget {
             return Err(CapReached::Tokens { cap, spent, next: more });
         }
         if let (Some(cap), Some(prices)) = (self.caps.dollars, &self.prices) {
-            let (spent, next) = (self.spent.dollars, prices.cost(next));
+            let (spent, next) = (self.spent.dollars, cost(prices, next));
             if spent + next > cap {
                 return Err(CapReached::Dollars { cap, spent, next });
             }
@@ -202,7 +170,7 @@ impl Budget {
     /// Counts what was taken by `calls` requests, whether they gave an answer or not, and returns its price in dollars;
     /// `None` without prices.
     pub fn charge(&mut self, usage: &Usage, calls: u32) -> Option<f64> {
-        let dollars = self.prices.map(|prices| prices.cost(usage));
+        let dollars = self.prices.map(|prices| cost(&prices, usage));
         self.spent.dollars += dollars.unwrap_or_default();
         self.spent.usage += *usage;
         self.spent.calls += u64::from(calls);
@@ -229,9 +197,9 @@ mod tests {
     fn every_kind_of_token_has_its_price() {
         let usage = Usage { input: 1000, cached_input: 10_000, cache_write: 2000, output: 500, estimated: false };
         let expected = 0.003 + 0.003 + 0.0075 + 0.0075;
-        assert!((PRICES.cost(&usage) - expected).abs() < 1e-12);
+        assert!((cost(&PRICES, &usage) - expected).abs() < 1e-12);
         let plain = Prices { cached_input: None, cache_write: None, ..PRICES };
-        assert!((plain.cost(&usage) - (0.039 + 0.0075)).abs() < 1e-12);
+        assert!((cost(&plain, &usage) - (0.039 + 0.0075)).abs() < 1e-12);
     }
 
     #[test]

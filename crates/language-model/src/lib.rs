@@ -46,7 +46,7 @@
 //! # }
 //! ```
 //!
-//! What this crate does not do: it builds and runs nothing, knows no campaign and no git, writes no file but recordings,
+//! What this crate does not do: it builds and runs nothing, knows of a campaign only prices and caps, and no git, writes no file but recordings,
 //! and starts no coding program.
 
 #![forbid(unsafe_code)]

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use campaign::{Agent, AgentKind, AnswerFormat};
 use language_model::edit::{self, Edit, Format, Rules};
 use language_model::{
-    Budget, Cancel, Caps, Endpoint, EndpointError, HttpEndpoint, KeySource, LESSON_REQUEST, Limits, Mismatch, Prices,
-    Prompt, Protocol, Recorder, Recording, Replay, Secret, Section, Settings, Spent, Turn, Usage, recordings,
+    Budget, Cancel, Endpoint, EndpointError, HttpEndpoint, KeySource, LESSON_REQUEST, Limits, Mismatch, Prompt,
+    Protocol, Recorder, Recording, Replay, Secret, Section, Settings, Spent, Turn, Usage, recordings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -92,14 +92,7 @@ impl Model {
             }
             _ => Box::new(Recorder::new(HttpEndpoint::new(http(settings)?)?, folder)?),
         };
-        let prices = settings.prices.map(|prices| Prices {
-            input: prices.input,
-            cached_input: prices.cached_input,
-            cache_write: prices.cache_write,
-            output: prices.output,
-        });
-        let caps = Caps { dollars: settings.caps.dollars, tokens: settings.caps.tokens, calls: settings.caps.calls };
-        let mut budget = Budget::new(caps, prices, Spent::default())?;
+        let mut budget = Budget::new(settings.caps, settings.prices, Spent::default())?;
         for path in recordings(folder)? {
             let exchange = Recording::read(&path)?.exchange;
             budget.charge(&exchange.usage, exchange.attempts);

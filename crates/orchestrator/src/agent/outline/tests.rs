@@ -202,7 +202,7 @@ fn a_part_of_a_crate_is_shown_by_name() {
 #[test]
 fn arguments_stand_on_one_line() {
     let source = "impl A { pub fn with_a_long_name(&self, first: &[Option<Tensor>], second: impl FnMut(usize) -> Result<(), \
-                  Error>) -> Result<Tensor, NativeError> { todo!() } }\npub enum A { One }";
+                  Error>) -> Result<Tensor, NativeError> { body() } }\npub enum A { One }";
     let expected = "## parts\n\n```rust\npub enum A {\n    One,\n}\nimpl A {\n    pub fn with_a_long_name(&self, first: \
                     &[Option<Tensor>], second: impl FnMut(usize) -> Result<(), Error>) -> Result<Tensor, \
                     NativeError>;\n}\n```\n\n";
