@@ -209,6 +209,9 @@ impl Campaign {
         if agent.key_variable.is_some() && agent.key_file.is_some() {
             return Err("agent.key_variable and agent.key_file exclude each other; remove one".into());
         }
+        if !(agent.wait_seconds.is_finite() && agent.wait_seconds >= 0.0) {
+            return Err(format!("agent.wait_seconds is {}; give seconds, 0 or more", agent.wait_seconds));
+        }
         if agent.output_tokens == 0 {
             return Err("agent.output_tokens is 0; an answer needs some".into());
         }

@@ -308,6 +308,12 @@ pub struct Agent {
     /// Times that a model is told what was wrong with an answer before the experiment goes on without it.
     #[serde(default = "default_repairs")]
     pub repairs: u32,
+    /// Seconds that the device may wait for an answer before `search` proposes instead.
+    #[serde(default)]
+    pub wait_seconds: f64,
+    /// Whether a proposal is compiled while another one trains; when absent, where the device is not the processor.
+    #[serde(default)]
+    pub build_ahead: Option<bool>,
     /// Of so many experiments, one is proposed by `search` instead; 0 is none.
     #[serde(default)]
     pub search_every: u64,
@@ -415,6 +421,8 @@ impl Default for Agent {
             output_tokens: default_output_tokens(),
             history_tokens: default_history_tokens(),
             repairs: default_repairs(),
+            wait_seconds: 0.0,
+            build_ahead: None,
             search_every: 0,
             parameters: toml::Table::new(),
             prices: None,

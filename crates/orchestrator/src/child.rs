@@ -154,7 +154,7 @@ enum Phase {
     Killed(End),
 }
 
-/// Starts commands. Lives as long as the search.
+/// Starts commands, one at a time. Lives as long as the search.
 #[derive(Debug)]
 pub struct Runner {
     lifeline: Lifeline,
@@ -162,6 +162,14 @@ pub struct Runner {
 }
 
 impl Runner {
+    /// Another one, to run a command beside this one's.
+    ///
+    /// # Errors
+    /// As [`Runner::new`].
+    pub fn another(&self) -> Result<Self> {
+        Self::new(self.interrupts.clone())
+    }
+
     /// A runner whose commands stop when `interrupts` says so.
     ///
     /// # Errors
@@ -198,7 +206,6 @@ impl Runner {
             .stderr(writer)
             .process_group(0);
         let (sender, events) = mpsc::channel();
-        self.interrupts.subscribe(sender.clone());
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start {} in {}", program.display(), task.folder.display()))?;
@@ -206,6 +213,7 @@ impl Runner {
         drop(command);
         let started = Instant::now();
         let pid = Pid::from_child(&child);
+        self.interrupts.subscribe(pid, sender.clone());
         self.lifeline.hold(Some(pid))?;
         if let Some(mut gate) = child.stdin.take() {
             gate.write_all(&line).context("the command ended before it began")?;
@@ -264,7 +272,7 @@ impl Runner {
         signal(pid, Signal::KILL);
         let used = child.wait4().context("cannot wait for a child")?;
         self.lifeline.hold(None)?;
-        self.interrupts.unsubscribe();
+        self.interrupts.unsubscribe(pid);
         sandbox::clean();
         log.finish();
         let end = match phase {

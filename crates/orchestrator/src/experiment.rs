@@ -23,7 +23,7 @@ use crate::error::Failure;
 use crate::hold;
 use crate::knobs;
 use crate::layout::Run;
-use crate::ledger::{self, Abandoned, Evaluation, Event, Proposed, Replicate, ReplicateFailed, Row, Status};
+use crate::ledger::{self, Abandoned, Built, Evaluation, Event, Proposed, Replicate, ReplicateFailed, Row, Status};
 use crate::results;
 use crate::search::Search;
 use crate::verdict::{self, Comparison, Next};
@@ -31,6 +31,7 @@ use crate::verdict::{self, Comparison, Next};
 pub use evaluate::Subject;
 use pins::Trainer;
 use think::Asked;
+pub use think::Thinking;
 
 /// How a turn of the loop ended.
 pub enum Turn {
@@ -72,18 +73,18 @@ impl Search<'_> {
         if !self.settle()? {
             return Ok(Turn::Interrupted);
         }
-        if self.state.flight.is_none()
-            && let Some(ended) = self.propose()?
-        {
-            return Ok(ended);
-        }
         loop {
+            if self.state.flight.is_none()
+                && let Some(ended) = self.propose()?
+            {
+                return Ok(ended);
+            }
             match self.experiment() {
                 Ok(()) => {}
                 Err(Broken::Failed(status, reason)) => {
                     // A full disk is no fault of the candidate's.
                     self.check_space()?;
-                    if self.repaired(&reason)? {
+                    if self.hand_back(&reason)? {
                         continue;
                     }
                     self.fail(status, reason)?;
@@ -91,7 +92,7 @@ impl Search<'_> {
                 Err(Broken::Interrupted(what)) => return self.interrupted(what),
                 Err(Broken::Cannot(failure)) => return Err(failure),
             }
-            self.learn()?;
+            self.note_lesson();
             return Ok(Turn::Done);
         }
     }
@@ -102,13 +103,18 @@ impl Search<'_> {
         if flight.measured.is_none() && flight.trained.is_none() {
             self.empty(run)?;
             hold::at("folder-emptied");
-            let built = self.build(run, &flight.proposed)?;
+            let mut built = match self.built_ahead.take().filter(|built| built.experiment == flight.proposed.experiment)
+            {
+                Some(built) => self.fetch_built(run, built)?,
+                None => self.build(run, &flight.proposed)?,
+            };
             let trainer = Trainer { path: self.trainer(run), sha256: built.trainer_sha256.clone() };
             if flight.proposed.cost.is_some() {
-                self.rehearse(run, &trainer, &flight.proposed)?;
+                built.rehearsed = self.rehearse(run, &trainer, &flight.proposed)?;
             }
             self.write(Event::Built(built))?;
             hold::at("build-written");
+            self.think_ahead()?;
             let trained = self.train(run, &trainer, &flight.proposed)?;
             hold::at("training-over");
             self.write(Event::Trained(trained))?;
@@ -197,6 +203,15 @@ impl Search<'_> {
         Ok(true)
     }
 
+    /// Puts a trainer that was compiled while another one ran, and its log, into the folder of a run.
+    fn fetch_built(&self, run: Run, built: Built) -> anyhow::Result<Built> {
+        for name in ["trainer", "build.log"] {
+            let (from, to) = (self.layout.folder(Run::Ahead).join(name), self.layout.folder(run).join(name));
+            fs::rename(&from, &to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))?;
+        }
+        Ok(built)
+    }
+
     /// Makes an empty folder for a run.
     fn empty(&self, run: Run) -> Result<(), Failure> {
         let (folder, out) = (self.layout.folder(run), self.layout.out(run));
@@ -236,6 +251,7 @@ impl Search<'_> {
             Some(sha256) if path.is_file() => Trainer { path, sha256: sha256.clone() },
             _ => Trainer { path: self.trainer(run), sha256: self.build(run, &proposed)?.trainer_sha256 },
         };
+        self.think_ahead()?;
         let trained = self.train(run, &trainer, &proposed)?;
         let evaluation = self.evaluate(Subject::Run(run), corpus::Part::Select)?;
         self.printer.line(&format!(
@@ -258,13 +274,11 @@ impl Search<'_> {
 
     /// Puts a new candidate in flight, or says how the turn ends without one.
     fn propose(&mut self) -> Result<Option<Turn>, Failure> {
-        if let Some(incumbent) = self.state.incumbent().cloned() {
-            match self.think(&incumbent)? {
-                Asked::InFlight => return Ok(None),
-                Asked::Interrupted => return Ok(Some(Turn::Interrupted)),
-                Asked::Nothing => {}
-            }
-        }
+        let waited = match self.think()? {
+            Asked::InFlight => return Ok(None),
+            Asked::Interrupted => return Ok(Some(Turn::Interrupted)),
+            Asked::Nothing(seconds) => Some(seconds),
+        };
         let number = self.state.next();
         let knobs_of = self.knobs_constant();
         let proposed = match self.state.incumbent() {
@@ -283,6 +297,7 @@ impl Search<'_> {
                     seed: self.seed,
                     expected: None,
                     cost: None,
+                    waited,
                 }
             }
             Some(incumbent) => {
@@ -316,6 +331,7 @@ impl Search<'_> {
                     seed: self.seed,
                     expected: None,
                     cost: None,
+                    waited,
                 }
             }
         };
@@ -358,6 +374,7 @@ impl Search<'_> {
             seed: self.seed,
             expected: None,
             cost: None,
+            waited: None,
         };
         self.put_in_flight(proposed)
     }

@@ -17,6 +17,8 @@ pub enum Run {
     Experiment(u64),
     /// Of a commit that was measured before, with another seed.
     Replicate(u64),
+    /// Of the candidate that comes next: compiled while another one trains.
+    Ahead,
 }
 
 impl std::fmt::Display for Run {
@@ -24,6 +26,7 @@ impl std::fmt::Display for Run {
         match self {
             Self::Experiment(number) => write!(f, "#{number}"),
             Self::Replicate(number) => write!(f, "replicate {number}"),
+            Self::Ahead => f.write_str("the next candidate"),
         }
     }
 }
@@ -60,6 +63,11 @@ impl Layout {
         self.run().join("journal.jsonl")
     }
 
+    /// A language model's recipe that waits for its turn.
+    pub fn draft(&self) -> PathBuf {
+        self.run().join("draft.json")
+    }
+
     /// What was asked of language models, and answered.
     pub fn exchanges(&self) -> PathBuf {
         self.run().join("exchanges")
@@ -85,6 +93,7 @@ impl Layout {
         let (kind, number) = match run {
             Run::Experiment(number) => ("experiments", number),
             Run::Replicate(number) => ("replicates", number),
+            Run::Ahead => return self.run().join("ahead"),
         };
         self.run().join(kind).join(format!("{number:04}"))
     }

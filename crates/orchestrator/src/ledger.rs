@@ -25,11 +25,13 @@ pub struct Time {
     pub training: f64,
     /// Start, dev evaluation and export of training runs.
     pub around: f64,
-    /// Compiling candidates.
+    /// Compiling candidates, while nothing trained.
     pub building: f64,
+    /// Trying the first steps of what a language model wrote.
+    pub rehearsing: f64,
     /// Measuring artifacts.
     pub evaluating: f64,
-    /// Waiting for language models.
+    /// Waiting for language models, while nothing trained.
     pub thinking: f64,
 }
 
@@ -96,6 +98,8 @@ pub struct State {
     pub last_record: String,
     /// What language models learnt, with the experiments that taught it.
     pub lessons: Vec<(u64, String)>,
+    /// What was asked of language models in vain, in order.
+    pub unused: Vec<Unused>,
     /// Candidates by experiment, the one in flight included.
     pub proposals: BTreeMap<u64, Proposed>,
 }
@@ -182,6 +186,7 @@ impl State {
                     flight.since.clone_from(time);
                 }
             }
+            Event::Unused(unused) => self.unused.push(unused.clone()),
             Event::ReplicateFailed(failed) => self.failed_replicates.push(failed.clone()),
             Event::Learnt { experiment, lesson } => self.lessons.push((*experiment, lesson.clone())),
             Event::Stopped { reason } => {
@@ -196,8 +201,13 @@ impl State {
     fn account(&mut self, event: &Event) {
         let time = &mut self.time;
         match event {
-            Event::Proposed(proposed) => time.thinking += proposed.cost.map_or(0.0, |cost| cost.seconds),
-            Event::Built(built) => time.building += built.seconds,
+            Event::Proposed(proposed) => {
+                time.thinking += proposed.waited.unwrap_or_else(|| proposed.cost.map_or(0.0, |cost| cost.seconds));
+            }
+            Event::Built(built) => {
+                time.building += if built.ahead { 0.0 } else { built.seconds };
+                time.rehearsing += built.rehearsed;
+            }
             Event::Trained(trained) => time.train(trained),
             Event::Floor(evaluation) | Event::Measured(evaluation) => time.evaluating += evaluation.seconds,
             Event::Reported(reported) => time.evaluating += reported.evaluation.seconds,
@@ -292,8 +302,8 @@ impl State {
 
     /// What language models cost so far.
     pub fn cost(&self) -> Option<Cost> {
-        let costs = self.proposals.values().filter_map(|proposed| proposed.cost);
-        costs.reduce(|mut all, cost| {
+        let proposals = self.proposals.values().filter_map(|proposed| proposed.cost);
+        proposals.chain(self.unused.iter().map(|unused| unused.cost)).reduce(|mut all, cost| {
             all.add(&cost);
             all
         })

@@ -15,13 +15,12 @@ use anyhow::Context;
 use campaign::{AgentKind, Campaign, Sandbox};
 use git2::Oid;
 
-use crate::agent::model::Model;
 use crate::child::{Interrupts, Runner, Task};
 use crate::error::Failure;
-use crate::experiment::{Turn, handed_over, oid};
+use crate::experiment::{Thinking, Turn, handed_over, oid};
 use crate::journal::Journal;
 use crate::layout::{Layout, Run};
-use crate::ledger::{Abandoned, Event, Resumed, Started, State};
+use crate::ledger::{Abandoned, Built, Event, Resumed, Started, State};
 use crate::printer::Printer;
 use crate::results;
 use crate::workspace::{Workspace, Worktree};
@@ -83,7 +82,11 @@ pub struct Search<'a> {
     /// Who proposes.
     pub agent: AgentKind,
     /// The language model that is asked, where one is.
-    pub model: Option<Model>,
+    pub thinking: Option<Thinking>,
+    /// The last experiment that there will be, where that is known.
+    pub last: Option<u64>,
+    /// The trainer of the experiment in flight, where it was compiled before.
+    pub built_ahead: Option<Built>,
     /// Compiled dependencies, shared with other searches.
     pub build_dir: PathBuf,
     /// The repository.
@@ -165,7 +168,9 @@ impl<'a> Search<'a> {
             data: layout.campaign().join("data"),
             seed: started.seed,
             agent: campaign.agent.kind,
-            model: None,
+            thinking: None,
+            last: None,
+            built_ahead: None,
             runner: Runner::new(interrupts)?,
             layout,
             campaign,
@@ -269,12 +274,18 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// Whether programs are told to compute on the processor, whatever else there is.
+    pub fn on_processor(&self) -> bool {
+        self.machine.device.as_deref() == Some("cpu")
+    }
+
     /// Experiments until a limit or the user ends it; returns why it ended.
     ///
     /// # Errors
     /// When it cannot go on.
     pub fn search(&mut self, experiments: Option<u64>, hours: Option<f64>) -> Result<Stop, Failure> {
         let begun = Instant::now();
+        self.last = experiments;
         if !self.measure_floor()? {
             return Ok(Stop::Interrupted);
         }

@@ -166,7 +166,11 @@ impl Workspace {
         Ok(())
     }
 
-    fn worktree(&self, folder: &Path) -> Result<Worktree<'_>> {
+    /// A search's worktree, which [`Workspace::prepare`] has made.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn worktree(&self, folder: &Path) -> Result<Worktree<'_>> {
         let own = Repository::open(folder).with_context(|| format!("cannot open the worktree {}", folder.display()))?;
         Ok(Worktree { workspace: self, own, folder: folder.to_owned() })
     }
@@ -180,6 +184,29 @@ impl Workspace {
         let entry = tree.get_path(Path::new(RECIPE)).with_context(|| format!("{commit} has no {RECIPE}"))?;
         let blob = self.repository.find_blob(entry.id())?;
         String::from_utf8(blob.content().to_vec()).with_context(|| format!("{RECIPE} of {commit} is not text"))
+    }
+
+    /// `recipe`, which changes `base`, as a change of `onto` instead, which changes it too: a merge of three. `None` where
+    /// both change the same lines.
+    ///
+    /// # Errors
+    /// When a commit is missing.
+    pub fn reapply(&self, recipe: &str, base: Oid, onto: Oid) -> Result<Option<String>> {
+        let tree = |id| self.repository.find_commit(id).and_then(|commit| commit.tree());
+        let (base, onto) = (tree(base)?, tree(onto)?);
+        let blob = self.repository.blob(recipe.as_bytes()).context("cannot store the recipe")?;
+        let changed = TreeUpdateBuilder::new()
+            .upsert(RECIPE, blob, FileMode::Blob)
+            .create_updated(&self.repository, &base)
+            .context("cannot store a tree")?;
+        let changed = self.repository.find_tree(changed)?;
+        let merged = self.repository.merge_trees(&base, &onto, &changed, None).context("cannot merge")?;
+        if merged.has_conflicts() {
+            return Ok(None);
+        }
+        let entry = merged.get_path(Path::new(RECIPE), 0).context("the recipe is gone")?;
+        let blob = self.repository.find_blob(entry.id)?;
+        Ok(Some(String::from_utf8(blob.content().to_vec()).context("the recipe is not text")?))
     }
 
     /// Whether a commit is there, with the recipe in it. After a power failure a new one may not be.

@@ -18,7 +18,9 @@ use server::{Server, openai, reply, stream};
 use stand_ins::Repository;
 
 const KEY: &str = "sk-a-key-that-nobody-else-may-see";
-const RUN: [&str; 6] = ["run", "nano", "--tag", "t", "--experiments", "3"];
+const RUN: [&str; 6] = ["run", "nano", "--tag", "t", "--experiments", "4"];
+const LINE: &str = "    learning_rate: 4e-3, // search: log 5e-4..2e-2";
+const BATCH: &str = "const BATCH: usize = 4;";
 
 /// A repository whose campaign asks a model. What a model writes runs in the sandbox only.
 fn repository(agent: &str) -> Repository {
@@ -29,6 +31,9 @@ fn repository(agent: &str) -> Repository {
     assert!(text.contains("kind = \"search\"\n"));
     fs::write(&campaign, text.replacen("kind = \"search\"\n", agent, 1)).unwrap();
     fs::write(repository.root().join("program.md"), "Find the best learning rate.\n").unwrap();
+    let recipe = repository.root().join("crates/trainer/src/train.rs");
+    let text = fs::read_to_string(&recipe).unwrap() + &"// far from the other\n".repeat(10) + BATCH + "\n";
+    fs::write(&recipe, text).unwrap();
     repository.git(&["add", "."]);
     repository.git(&["commit", "-q", "-m", "a model"]);
     repository
@@ -37,7 +42,7 @@ fn repository(agent: &str) -> Repository {
 fn asking(server: &Server) -> Repository {
     repository(&format!(
         "kind = \"openai\"\nmodel = \"test-model\"\nbase_url = \"{}\"\nkey_variable = \"TEST_KEY\"\n\
-         prices = {{ input = 1.0, output = 10.0 }}\nrepairs = 4\n",
+         prices = {{ input = 1.0, output = 10.0 }}\nrepairs = 4\nwait_seconds = 600.0\n",
         server.base_url()
     ))
 }
@@ -53,9 +58,8 @@ fn edit(hypothesis: &str, from: &str, to: &str) -> server::Reply {
     stream(openai(&format!("HYPOTHESIS: {hypothesis}\nEXPECTED: a lower loss\n\n{block}")))
 }
 
-const LINE: &str = "    learning_rate: 4e-3, // search: log 5e-4..2e-2";
-
-/// Refused four times, for four reasons, and then right; then a lesson; then nothing but a refusal of the key.
+/// Refused four times, for four reasons, and then right; while that trains, another one; then a lesson; then nothing but a
+/// refusal of the key.
 fn replies() -> Vec<server::Reply> {
     vec![
         edit("a line that is not there", "    batch: 4,", "    batch: 8,"),
@@ -63,6 +67,7 @@ fn replies() -> Vec<server::Reply> {
         edit("it does not build", LINE, "    learning_rate: BROKEN, // search: log 5e-4..2e-2"),
         edit("it panics", LINE, "    learning_rate: 6.66e-3, // search: log 5e-4..2e-2"),
         edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),
+        edit("a larger batch", BATCH, "const BATCH: usize = 8;"),
         stream(openai("Rates below 5e-3 are too low. Stay near 1e-2.")),
         reply("401 Unauthorized", "content-type: application/json\r\n", r#"{"error":{"message":"no"}}"#),
     ]
@@ -82,34 +87,42 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
     let of = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
     assert_eq!((of(&rows[1], "agent"), of(&rows[1], "status")), ("test-model".into(), "keep".into()), "{}", rows[1]);
     assert_eq!(of(&rows[1], "description"), "a higher rate");
-    assert_eq!(of(&rows[2], "agent"), "search", "the endpoint was away: {}", rows[2]);
+    assert_eq!((of(&rows[2], "agent"), of(&rows[2], "description")), ("test-model".into(), "a larger batch".into()));
+    assert_eq!(of(&rows[3], "agent"), "search", "the endpoint was away: {}", rows[3]);
     let told = String::from_utf8_lossy(&out.stdout);
     assert!(told.contains("no proposal of test-model") && told.contains("goes on without it"), "{told}");
 
     // Each reason reached the model, and it saw the program, the file and the noise.
-    let requests: Vec<String> = (0..7).map(|_| server.request()).collect();
+    let requests: Vec<String> = (0..8).map(|_| server.request()).collect();
     assert_eq!(server.unseen(), 0, "a key that is refused is not tried again at once");
     for (request, wanted) in [
         (0, "Find the best learning rate."),
         (0, "learning_rate: 4e-3"),
-        (0, "standard deviation of the loss"),
+        (0, "noise of this campaign is not measured yet"),
         (1, "does not occur in the file"),
         (2, "no valid Rust"),
         (3, "cannot find value `BROKEN`"),
         (4, "fails in its first steps"),
         (4, "no such shape"),
-        (5, "Your change was kept"),
-        (6, "Stay near 1e-2."),
+        (5, "Experiment 2 trains now, and its result is not known yet: a higher rate"),
+        (5, "standard deviation of the loss"),
+        (6, "Your change was kept"),
+        (7, "Stay near 1e-2."),
     ] {
         assert!(requests[request].contains(wanted), "{wanted}: {}", requests[request]);
     }
     let parent = repository.git(&["diff", "--name-only", "refs/autoresearch/t/2~", "refs/autoresearch/t/2"]);
     assert_eq!(parent, "crates/trainer/src/train.rs");
+    // What was proposed for the baseline is tried as a change of what was kept meanwhile.
+    assert_eq!(rows[2]["parent"], rows[1]["commit"]);
+    let change = repository.git(&["diff", "-U0", "refs/autoresearch/t/3~", "refs/autoresearch/t/3"]);
+    let change: Vec<&str> = change.lines().filter(|line| !line.starts_with(['d', 'i', '@'])).skip(2).collect();
+    assert_eq!(change, [format!("-{BATCH}"), "+const BATCH: usize = 8;".into()]);
 
     // Cost is counted, exchanges are recorded, and the key is nowhere.
     let status = repository.json(&["status", "--json"]);
     assert!(status["cost"]["calls"].as_u64() >= Some(4) && status["cost"]["dollars"].as_f64() > Some(0.0), "{status}");
-    assert_eq!(fs::read_dir(repository.run_folder().join("exchanges")).unwrap().count(), 7);
+    assert_eq!(fs::read_dir(repository.run_folder().join("exchanges")).unwrap().count(), 8);
     assert!(!holds(repository.dir.path(), KEY.as_bytes()));
 
     // The same search out of the recordings, without a server and a key.
@@ -117,7 +130,41 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
     drop(server);
     let again = self::repository(&format!("kind = \"replay\"\nreplay = {recorded:?}\nrepairs = 4\n"));
     again.run(&RUN);
-    assert_eq!(again.outcome()[..2], repository.outcome()[..2]);
+    assert_eq!(again.outcome()[..3], repository.outcome()[..3]);
+}
+
+#[test]
+fn a_model_thinks_and_its_proposal_is_compiled_while_something_trains() {
+    let server = Server::start([
+        edit("it does not build", LINE, "    learning_rate: BROKEN, // search: log 5e-4..2e-2"),
+        edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),
+        stream(openai("NONE")),
+    ]);
+    let repository = repository(&format!(
+        "kind = \"openai\"\nmodel = \"m\"\nbase_url = \"{}\"\nkey_variable = \"\"\nbuild_ahead = true\n",
+        server.base_url()
+    ));
+    // The first replicate trains until it is told to end.
+    let trainer = repository.dir.path().join("stand-ins/bin/trainer");
+    let text = fs::read_to_string(&trainer).unwrap();
+    let wait = "[ \"$seed\" != 1 ] || while [ ! -e \"$out/go\" ]; do sleep 0.05; done\n";
+    fs::write(&trainer, text.replacen("case RATE", &format!("{wait}case RATE"), 1)).unwrap();
+    let mut running = repository.start(&["run", "nano", "--tag", "t", "--experiments", "2"], &[]);
+
+    let draft = repository.run_folder().join("draft.json");
+    let questions = [server.request(), server.request()];
+    assert!(questions[1].contains("cannot find value `BROKEN`"), "{}", questions[1]);
+    let trains = repository.run_folder().join("replicates/0001/out");
+    stand_ins::wait_for("the compiler", || repository.run_folder().join("ahead/trainer").exists());
+    assert!(trains.exists() && !trains.join("summary.json").exists() && !draft.exists());
+    fs::write(trains.join("go"), "").unwrap();
+    assert!(running.wait().unwrap().success(), "{}", fs::read_to_string(repository.log()).unwrap());
+
+    let rows = rows(&repository);
+    assert_eq!((&rows[1]["agent"], &rows[1]["description"]), (&"m".into(), &"a higher rate".into()), "{}", rows[1]);
+    let journal = fs::read_to_string(repository.run_folder().join("journal.jsonl")).unwrap();
+    let built = journal.lines().filter(|line| line.contains("\"ahead\":true")).count();
+    assert_eq!((built, journal.contains("handed back"), draft.exists()), (1, false, false), "{journal}");
 }
 
 #[test]
@@ -135,7 +182,7 @@ fn a_missing_key_is_named_and_a_cap_is_kept() {
     let out = capped.output(&RUN);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     assert!(String::from_utf8_lossy(&out.stdout).contains("cap of 10 tokens"));
-    assert_eq!((server.unseen(), rows(&capped).len()), (0, 3));
+    assert_eq!((server.unseen(), rows(&capped).len()), (0, 4));
 }
 
 #[test]

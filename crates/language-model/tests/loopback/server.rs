@@ -21,6 +21,8 @@ pub enum Step {
     Flood(Vec<u8>),
     /// Sends nothing, until the client hangs up.
     Hold,
+    /// Sends nothing for so long.
+    Pause(Duration),
 }
 
 /// A reply; the connection is closed at its end.
@@ -91,6 +93,7 @@ fn serve(mut stream: TcpStream, replies: &mut VecDeque<Reply>, seen: &Sender<Str
         match step {
             Step::Send(bytes) => stream.write_all(&bytes)?,
             Step::Trickle(bytes) => bytes.iter().try_for_each(|byte| stream.write_all(&[*byte]))?,
+            Step::Pause(time) => std::thread::sleep(time),
             Step::Flood(bytes) => loop {
                 stream.write_all(&bytes)?;
             },

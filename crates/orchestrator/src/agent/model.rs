@@ -1,5 +1,6 @@
 //! A language model as an agent: one conversation an experiment, in which it proposes an edit, is told what was wrong with
-//! it, and at last what came of it. What it is asked is `prompt`'s; building and training are the search's.
+//! it, and at last what came of it. What it is asked is `prompt`'s; when, is `mind`'s; building and training are the
+//! search's.
 //!
 //! It never stops a search: while its endpoint is away or a cap is reached, it has nothing to say.
 
@@ -50,8 +51,8 @@ impl Cost {
 /// What came of asking.
 #[derive(Debug)]
 pub enum Thought<T> {
-    /// An edit that was accepted.
-    Edit(T),
+    /// An edit that was accepted, and the conversation that led to it.
+    Edit(T, Conversation),
     /// None, and why.
     None(String),
     /// The user ended it.
@@ -68,15 +69,22 @@ pub struct Model {
     format: Format,
     output_tokens: u64,
     repairs: u32,
-    /// About the experiment in flight, with the last answer, which has no reply yet.
-    conversation: Option<Conversation>,
     cost: Cost,
 }
 
-struct Conversation {
+/// About one experiment, with the last answer, which has no reply yet.
+#[derive(Debug)]
+pub struct Conversation {
     prompt: Prompt,
     answer: String,
     repairs_left: u32,
+}
+
+impl Conversation {
+    /// Whether the model may be told once more what was wrong.
+    pub fn can_be_repaired(&self) -> bool {
+        self.repairs_left > 0
+    }
 }
 
 impl Model {
@@ -111,7 +119,6 @@ impl Model {
             },
             output_tokens: u64::from(settings.output_tokens),
             repairs: settings.repairs,
-            conversation: None,
             cost: Cost::default(),
         })
     }
@@ -157,22 +164,21 @@ impl Model {
         current: &str,
         accept: impl FnMut(&Edit) -> Result<T, String>,
     ) -> Thought<T> {
-        self.conversation = None;
         self.until_accepted(prompt, self.repairs, current, accept)
     }
 
-    /// Tells what became of the last edit and asks for another one. `None` where there is no such conversation, or no
-    /// repair is left.
+    /// Tells what became of the last edit and asks for another one.
     pub fn repair<T>(
         &mut self,
+        conversation: Conversation,
         complaint: &str,
         current: &str,
         accept: impl FnMut(&Edit) -> Result<T, String>,
-    ) -> Option<Thought<T>> {
-        let Conversation { mut prompt, answer, repairs_left } = self.conversation.take()?;
-        let left = repairs_left.checked_sub(1)?;
+    ) -> Thought<T> {
+        let Conversation { mut prompt, answer, repairs_left } = conversation;
+        let Some(left) = repairs_left.checked_sub(1) else { return Thought::None("no repair is left".into()) };
         prompt.turns.push(Turn { answer, reply: complaint.to_owned() });
-        Some(self.until_accepted(prompt, left, current, accept))
+        self.until_accepted(prompt, left, current, accept)
     }
 
     fn until_accepted<T>(
@@ -191,8 +197,7 @@ impl Model {
             let read = edit::read(&text, cut_off, current, &self.rules()).map_err(|refusal| refusal.to_string());
             let reply = match read.and_then(|edit| accept(&edit)) {
                 Ok(accepted) => {
-                    self.conversation = Some(Conversation { prompt, answer: text, repairs_left });
-                    return Thought::Edit(accepted);
+                    return Thought::Edit(accepted, Conversation { prompt, answer: text, repairs_left });
                 }
                 Err(reply) => reply,
             };
@@ -206,8 +211,8 @@ impl Model {
     }
 
     /// Tells what came of the experiment, and asks for what it teaches.
-    pub fn learn(&mut self, result: &str) -> Option<String> {
-        let Conversation { mut prompt, answer, .. } = self.conversation.take()?;
+    pub fn learn(&mut self, conversation: Conversation, result: &str) -> Option<String> {
+        let Conversation { mut prompt, answer, .. } = conversation;
         prompt.turns.push(Turn { answer, reply: format!("{result}\n\n{LESSON_REQUEST}") });
         self.ask(&prompt).ok().map(|(text, _)| text)
     }

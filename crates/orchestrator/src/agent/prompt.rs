@@ -3,6 +3,8 @@
 //!
 //! What candidates printed is quoted as data. Reads nothing: the search hands over what it knows.
 
+use std::collections::BTreeMap;
+
 use language_model::edit::{Rules, instructions};
 use language_model::history::{Outcome, Past, family, table};
 use language_model::{Lessons, Prompt, QUOTING_NOTE, Section, quote};
@@ -14,46 +16,58 @@ use crate::verdict::Noise;
 const LESSON_TOKENS: u64 = 3000;
 /// Most bytes of the incumbent's log.
 const LOG_BYTES: usize = 2400;
+/// Most bytes of the change that is in training.
+const DIFF_BYTES: usize = 6000;
 
 /// What a prompt is made from, beside the state of the search.
-pub struct Knowledge<'a> {
+pub struct Knowledge {
     /// program.md; empty where there is none.
-    pub program: &'a str,
+    pub program: String,
     /// What a recipe may call.
-    pub outline: &'a str,
+    pub outline: String,
     /// What an edit may be.
-    pub rules: Rules<'a>,
+    pub rules: Rules<'static>,
     /// The campaign in its own words.
-    pub campaign: &'a str,
+    pub campaign: String,
     /// Tokens for the table of experiments.
     pub history_tokens: u64,
     /// How each kept commit changed its parent, by experiment.
-    pub diffs: &'a dyn Fn(&Row) -> String,
+    pub diffs: BTreeMap<u64, String>,
     /// Lines of the incumbent's log, thinned out.
-    pub log: &'a str,
+    pub log: String,
     /// What is left, in words.
-    pub left: &'a str,
+    pub left: String,
+    /// What is in training, if anything is: its number, what it tries, and how it changes the incumbent.
+    pub in_flight: Option<(u64, String, String)>,
     /// The incumbent's recipe.
-    pub recipe: &'a str,
+    pub recipe: String,
 }
 
 /// The prompt for the next experiment.
 pub fn prompt(state: &State, knowledge: &Knowledge) -> Prompt {
     let mut stable = Vec::new();
     if !knowledge.program.trim().is_empty() {
-        stable.push(Section::new("The program", knowledge.program));
+        stable.push(Section::new("The program", knowledge.program.as_str()));
     }
-    stable.push(Section::new("What a recipe may call", knowledge.outline));
+    stable.push(Section::new("What a recipe may call", knowledge.outline.as_str()));
     stable.push(Section::new("The campaign", format!("```toml\n{}\n```", knowledge.campaign.trim_end())));
     stable.push(Section::new("How to answer", format!("{}\n\n{QUOTING_NOTE}", instructions(&knowledge.rules))));
     let mut changing =
-        vec![Section::new("Experiments so far", table(&pasts(state, knowledge.diffs), knowledge.history_tokens))];
+        vec![Section::new("Experiments so far", table(&pasts(state, &knowledge.diffs), knowledge.history_tokens))];
     let mut lessons = Lessons::default();
     for (experiment, lesson) in &state.lessons {
         lessons.add(*experiment, lesson);
     }
     if !lessons.all().is_empty() {
         changing.push(Section::new("Lessons", lessons.list(LESSON_TOKENS)));
+    }
+    if let Some((number, description, diff)) = &knowledge.in_flight {
+        let text = format!(
+            "Experiment {number} trains now, and its result is not known yet: {description}\n{}\nYour change is tried next, \
+             against the incumbent if experiment {number} is not kept, and merged into it if it is. Propose something else.",
+            quote("Its change of the incumbent", diff.as_bytes(), DIFF_BYTES)
+        );
+        changing.push(Section::new("In training", text));
     }
     changing.push(Section::new("Noise, and what is left", format!("{}\n{}", noise(state.noise()), knowledge.left)));
     changing.push(Section::new("The incumbent's run", quote("train.tsv", knowledge.log.as_bytes(), LOG_BYTES)));
@@ -75,10 +89,10 @@ fn noise(noise: Option<Noise>) -> String {
     )
 }
 
-fn pasts(state: &State, diffs: &dyn Fn(&Row) -> String) -> Vec<Past> {
+fn pasts(state: &State, diffs: &BTreeMap<u64, String>) -> Vec<Past> {
     let outcome = |row: &Row| match (row.status, row.loss()) {
         (Status::Keep, Some(loss)) => {
-            let diff = if row.parent.is_some() { diffs(row) } else { String::new() };
+            let diff = diffs.get(&row.experiment).cloned().unwrap_or_default();
             Outcome::Kept { loss, gain: row.gain.unwrap_or_default(), diff }
         }
         (Status::Discard, Some(loss)) => Outcome::Discarded { loss, gain: row.gain.unwrap_or_default() },

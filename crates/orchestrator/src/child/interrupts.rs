@@ -5,6 +5,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use rustix::process::Pid;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -13,7 +14,7 @@ use super::Event;
 #[derive(Debug, Default)]
 struct Shared {
     count: AtomicUsize,
-    subscriber: Mutex<Option<Sender<Event>>>,
+    subscribers: Mutex<Vec<(Pid, Sender<Event>)>>,
 }
 
 /// How often the user asked to stop. The first time is gentle; the second kills what runs.
@@ -40,7 +41,7 @@ impl Interrupts {
     /// Counts one more, and returns how many there were.
     pub fn raise(&self) -> usize {
         let count = self.0.count.fetch_add(1, Ordering::SeqCst) + 1;
-        if let Some(subscriber) = &*self.0.subscriber.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (_, subscriber) in &*self.0.subscribers.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = subscriber.send(Event::Interrupt);
         }
         count
@@ -51,16 +52,18 @@ impl Interrupts {
         self.0.count.load(Ordering::SeqCst)
     }
 
-    pub(super) fn subscribe(&self, sender: Sender<Event>) {
-        let mut subscriber = self.0.subscriber.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Tells whoever waits for a command.
+    pub(super) fn subscribe(&self, command: Pid, sender: Sender<Event>) {
+        let mut subscribers = self.0.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
         // One that came just before would otherwise be seen by nobody.
         if self.count() > 0 {
             let _ = sender.send(Event::Interrupt);
         }
-        *subscriber = Some(sender);
+        subscribers.push((command, sender));
     }
 
-    pub(super) fn unsubscribe(&self) {
-        *self.0.subscriber.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub(super) fn unsubscribe(&self, command: Pid) {
+        let mut subscribers = self.0.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
+        subscribers.retain(|(other, _)| *other != command);
     }
 }

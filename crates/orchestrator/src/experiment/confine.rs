@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sandbox::{Enforced, Limits, Policy};
 
+use super::build::Workshop;
 use crate::child::Confined;
-use crate::layout::Run;
+use crate::layout::{Layout, Run};
 use crate::search::Search;
 use crate::setup;
 
@@ -106,7 +107,7 @@ impl Search<'_> {
         };
         let watched = Some((out.clone(), (budget.disk_gb * GIB) as u64));
         let policy = Policy { read, write: vec![out], devices, limits };
-        Ok(Confined { policy, inherited: TRAINING, report: self.report(&name(run), "training")?, watched })
+        Ok(Confined { policy, inherited: TRAINING, report: report(&self.layout, &name(run), "training")?, watched })
     }
 
     /// How the evaluator is confined: it is our own, but what it reads was written by code that is not.
@@ -120,13 +121,15 @@ impl Search<'_> {
             ..limits()
         };
         let policy = Policy { read, write: vec![folder.to_owned()], devices: with_graphics(), limits };
-        Ok(Confined { policy, inherited: TRAINING, report: self.report("last", "evaluation")?, watched: None })
+        Ok(Confined { policy, inherited: TRAINING, report: report(&self.layout, "last", "evaluation")?, watched: None })
     }
+}
 
+impl Workshop {
     /// How a build is confined: it reads the toolchain and its own source, and writes its target folders.
     pub(super) fn confine_build(&self, run: Run, target: &Path) -> Result<Confined> {
         let mut read = system(&self.layout.root);
-        read.extend([self.worktree.folder().to_owned(), self.layout.root.join(".cargo")]);
+        read.extend([self.layout.worktree(), self.layout.root.join(".cargo")]);
         if let Some(rustup) = toolchain_folder("RUSTUP_HOME", ".rustup") {
             read.push(rustup);
         }
@@ -141,20 +144,20 @@ impl Search<'_> {
         let devices = DEVICES.iter().map(PathBuf::from).collect();
         let limits = Limits { processes: Some(BUILD_PROCESSES), memory_bytes: memory(), ..limits() };
         let policy = Policy { read, write, devices, limits };
-        Ok(Confined { policy, inherited: BUILDING, report: self.report(&name(run), "build")?, watched: None })
+        Ok(Confined { policy, inherited: BUILDING, report: report(&self.layout, &name(run), "build")?, watched: None })
     }
+}
 
-    /// Where the sandbox says what it enforces, out of reach of what it confines.
-    fn report(&self, of: &str, what: &str) -> Result<PathBuf> {
-        let folder = self.layout.run().join("sandbox");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let report = folder.join(format!("{of}-{what}.json"));
-        match fs::remove_file(&report) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("cannot replace {}", report.display()))
-            }
-            _ => Ok(report),
+/// Where the sandbox says what it enforces, out of reach of what it confines.
+fn report(layout: &Layout, of: &str, what: &str) -> Result<PathBuf> {
+    let folder = layout.run().join("sandbox");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let report = folder.join(format!("{of}-{what}.json"));
+    match fs::remove_file(&report) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot replace {}", report.display()))
         }
+        _ => Ok(report),
     }
 }
 
@@ -163,6 +166,7 @@ fn name(run: Run) -> String {
     match run {
         Run::Experiment(number) => format!("experiment-{number:04}"),
         Run::Replicate(number) => format!("replicate-{number:04}"),
+        Run::Ahead => "ahead".into(),
     }
 }
 

@@ -5,12 +5,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use git2::Oid;
 
-use super::Broken;
 use crate::error::Failure;
 use crate::files;
-use crate::layout::RECIPE;
 use crate::search::Search;
 
 /// A built trainer, and what it must be.
@@ -56,24 +53,5 @@ impl Search<'_> {
             message: format!("not what this search started with: {}", changed.join(", ")),
             hint: "figures would not compare: put it back, or start another search with --tag".into(),
         })
-    }
-
-    /// Puts a candidate's files into the worktree, and refuses to build it when anything but the recipe was changed there
-    /// or differs from what the search started with.
-    pub(super) fn show_candidate(&self, commit: Oid) -> Result<(), Broken> {
-        let mut changed = self.worktree.show(commit)?;
-        changed.retain(|path| path != RECIPE);
-        changed.extend(self.workspace.differences(commit, self.start)?.into_iter().filter(|path| path != RECIPE));
-        if changed.is_empty() {
-            return Ok(());
-        }
-        Err(Broken::Cannot(Failure::Checkout {
-            message: format!(
-                "somebody changed {} in the search's worktree {}",
-                changed.join(", "),
-                self.worktree.folder().display()
-            ),
-            hint: "the files are what they should be again; keep away from that folder, and run again".into(),
-        }))
     }
 }

@@ -124,8 +124,8 @@ impl Search<'_> {
     }
 
     /// A few steps, start and export included, of a recipe that a language model wrote: what panics, diverges at once or
-    /// needs too much memory is found in seconds, and the model can mend it.
-    pub(super) fn rehearse(&self, run: Run, trainer: &Trainer, proposed: &Proposed) -> Result<(), Broken> {
+    /// needs too much memory is found in seconds, and the model can mend it. Returns how many.
+    pub(super) fn rehearse(&self, run: Run, trainer: &Trainer, proposed: &Proposed) -> Result<f64, Broken> {
         self.check_trainer(trainer)?;
         let (folder, budget) = (self.layout.folder(run), &self.campaign.budget);
         let log = folder.join(REHEARSAL_LOG);
@@ -140,7 +140,8 @@ impl Search<'_> {
         let how = match finished.end {
             End::Exited(0) => {
                 fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
-                return Ok(self.empty_out(run)?);
+                self.empty_out(run)?;
+                return Ok(finished.elapsed.as_secs_f64());
             }
             End::Interrupted => return Err(Broken::Interrupted("rehearsing")),
             End::Exited(code) if unconfined(code, confined.as_ref()) => {

@@ -37,6 +37,8 @@ pub enum Event {
     Replicated(Replicate),
     /// A kept commit failed with another seed, for which there is no figure.
     ReplicateFailed(ReplicateFailed),
+    /// A language model was asked, and no experiment comes of it.
+    Unused(Unused),
     /// A language model said what an experiment teaches.
     Learnt {
         /// The experiment.
@@ -110,6 +112,20 @@ pub struct Proposed {
     /// What asking a language model for it took.
     #[serde(default)]
     pub cost: Option<Cost>,
+    /// Seconds that nothing trained for want of a proposal. Absent from journals of versions that always waited.
+    #[serde(default)]
+    pub waited: Option<f64>,
+}
+
+/// What was asked in vain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unused {
+    /// Who was asked.
+    pub agent: String,
+    /// Why nothing comes of it.
+    pub reason: String,
+    /// What it took.
+    pub cost: Cost,
 }
 
 /// A built trainer.
@@ -119,6 +135,12 @@ pub struct Built {
     pub experiment: u64,
     /// Seconds that the compiler took.
     pub seconds: f64,
+    /// Whether that was while another run trained.
+    #[serde(default)]
+    pub ahead: bool,
+    /// Seconds that its first steps took, where they were tried first.
+    #[serde(default)]
+    pub rehearsed: f64,
     /// sha256 of the trainer.
     pub trainer_sha256: String,
     /// What the sandbox enforced; `None` without one.

@@ -21,11 +21,19 @@ fn proposed(experiment: u64) -> Event {
         seed: 0,
         expected: None,
         cost: None,
+        waited: None,
     })
 }
 
 fn built(experiment: u64) -> Event {
-    Event::Built(Built { experiment, seconds: 1.0, trainer_sha256: String::new(), sandbox: None })
+    Event::Built(Built {
+        experiment,
+        seconds: 1.0,
+        ahead: false,
+        rehearsed: 0.0,
+        trainer_sha256: String::new(),
+        sandbox: None,
+    })
 }
 
 fn trained(experiment: u64) -> Event {

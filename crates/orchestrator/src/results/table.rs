@@ -85,15 +85,16 @@ pub fn summary(state: &State) -> Vec<String> {
 /// Where the time went.
 fn time(time: &Time) -> Option<String> {
     let share = |seconds: f64| 100.0 * seconds / time.worked;
-    let listed = time.training + time.around + time.building + time.evaluating + time.thinking;
+    let before = time.building + time.rehearsing;
+    let listed = time.training + time.around + before + time.evaluating + time.thinking;
     (time.worked > 0.0).then(|| {
         format!(
-            "{:.2} h: {:.0} % training, {:.0} % its start and export, {:.0} % building, {:.0} % evaluating, {:.0} % \
-             thinking, {:.0} % other",
+            "{:.2} h: {:.0} % training, {:.0} % its start and export, {:.0} % building and trying, {:.0} % evaluating, \
+             {:.0} % thinking, {:.0} % other",
             time.worked / 3600.0,
             share(time.training),
             share(time.around),
-            share(time.building),
+            share(before),
             share(time.evaluating),
             share(time.thinking),
             share((time.worked - listed).max(0.0)),

@@ -9,11 +9,12 @@ use campaign::{AgentKind, Campaign, Sandbox};
 use language_model::Cancel;
 
 use super::{Options, Search, Stop, lock, resumed};
+use crate::agent::mind::Mind;
 use crate::agent::model::{self, Model};
 use crate::child::Interrupts;
 use crate::doctor;
 use crate::error::Failure;
-use crate::experiment::{Broken, Turn};
+use crate::experiment::{Broken, Thinking, Turn};
 use crate::files;
 use crate::hold;
 use crate::journal::{self, Journal};
@@ -87,10 +88,12 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
         check_sandbox(search.campaign.sandbox)?;
         let folder = search.layout.exchanges();
         let model = Model::open(&search.campaign.agent, root, &folder, cancel);
-        search.model = Some(model.map_err(|e| Failure::Campaign {
+        let model = model.map_err(|e| Failure::Campaign {
             message: format!("the language model cannot be asked: {e:#}"),
             hint: "mend [agent] of the campaign file or the key, or run with --agent search".into(),
-        })?);
+        })?;
+        let draft = fs::read(search.layout.draft()).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        search.thinking = Some(Thinking::new(Mind::new(model), draft));
     }
     if begun {
         search.write(resumed())?;
@@ -108,10 +111,12 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     let reason = match stop? {
         Stop::Interrupted => "interrupted".to_owned(),
         Stop::Limit(why) => {
+            search.last = Some(search.state.rows.len() as u64);
             // The last keep is no lucky number either.
             if search.settle()? && search.measure_report()? { why } else { format!("{why}; interrupted") }
         }
     };
+    search.stop_thinking()?;
     search.write(Event::Stopped { reason: reason.clone() })?;
     hold::at("stop-written");
     search.printer.line(&format!("stopped: {reason}"));

@@ -89,8 +89,10 @@ pub fn remove_empty() {
     for parent in parents() {
         let Ok(entries) = fs::read_dir(&parent.folder) else { continue };
         for entry in entries.flatten() {
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX)) {
-                // One that is in use stays: the system refuses.
+            let name = entry.file_name();
+            let Some(stage) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+            // Another stage may be about to enter the one that it made. One that is in use stays: the system refuses.
+            if !Path::new("/proc").join(stage).exists() {
                 let _ = fs::remove_dir(entry.path());
             }
         }
