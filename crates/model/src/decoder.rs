@@ -32,6 +32,56 @@ struct Block {
     query_key: Option<[Tensor; 2]>,
 }
 
+/// The residual stream between two blocks, of B rows of T tokens. What the last block adds lies beside it: the next norm
+/// adds it in its own pass.
+#[derive(Debug)]
+pub struct Stream {
+    rows: i64,
+    length: i64,
+    /// (B·T, D), f32.
+    residual: Tensor,
+    /// (B·T, D), in the type of the products.
+    delta: Option<Tensor>,
+}
+
+impl Stream {
+    /// Its values, (B, T, D), f32.
+    pub fn tensor(&self) -> Tensor {
+        let sum = match &self.delta {
+            Some(delta) => &self.residual + delta.to_kind(Kind::Float),
+            None => self.residual.shallow_clone(),
+        };
+        sum.view([self.rows, self.length, -1])
+    }
+
+    /// The same memory without a graph, to be kept and run through a block again and again.
+    pub fn detach(&self) -> Self {
+        let delta = self.delta.as_ref().map(Tensor::detach);
+        Self { rows: self.rows, length: self.length, residual: self.residual.detach(), delta }
+    }
+}
+
+/// What [`Decoder::tapped`] gives out besides its result, by block, counted from 0.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Taps<'a> {
+    /// Blocks behind which the residual stream is wanted.
+    pub streams: &'a [usize],
+    /// Blocks whose queries, keys and values are wanted.
+    pub attention: &'a [usize],
+}
+
+/// What [`Decoder::tapped`] gave out, each list by rising block. Gradients flow through all of it.
+#[derive(Debug)]
+pub struct Tapped {
+    /// (B·T, D) in `compute`, as [`Decoder::hidden`] gives them.
+    pub hidden: Tensor,
+    /// (B, T, D), f32; for [`ternary::distill::feature_loss`].
+    pub streams: Vec<Tensor>,
+    /// Queries (B, T, H·head_dim), keys and values (B, T, H_kv·head_dim) as attention takes them, that is normalized and
+    /// rotated where the model does so; for [`ternary::distill::relation_loss`].
+    pub attention: Vec<[Tensor; 3]>,
+}
+
 impl Decoder {
     /// Takes the tensors that are not projections; they are shared, so gradients reach the caller's.
     ///
@@ -96,39 +146,97 @@ impl Decoder {
     /// # Panics
     /// When libtorch fails, out of memory included; when an id lies outside the vocabulary.
     pub fn hidden(&self, linears: &dyn Linears, ids: &Tensor) -> Tensor {
-        use ProjectionKind::{Down, Gate, K, O, Q, Up, V};
+        self.tapped(linears, ids, Taps::default()).hidden
+    }
+
+    /// [`Decoder::hidden`], bit for bit, and what `taps` asks for. The rest costs nothing.
+    ///
+    /// # Panics
+    /// As [`Decoder::hidden`]; when a tapped block does not exist.
+    pub fn tapped(&self, linears: &dyn Linears, ids: &Tensor, taps: Taps<'_>) -> Tapped {
+        let count = self.blocks.len();
+        for &layer in taps.streams.iter().chain(taps.attention) {
+            assert!(layer < count, "block {layer} is tapped, the model has {count}, counted from 0");
+        }
+        let (mut streams, mut attention) = (Vec::new(), Vec::new());
+        let mut stream = self.embed(ids);
+        for layer in 0..count {
+            stream = self.run(linears, layer, stream, taps.attention.contains(&layer).then_some(&mut attention));
+            if taps.streams.contains(&layer) {
+                streams.push(stream.tensor());
+            }
+        }
+        Tapped { hidden: self.finish(stream), streams, attention }
+    }
+
+    /// What enters the first block, for token ids (B, T).
+    ///
+    /// [`Decoder::embed`], [`Decoder::block`] for each block and [`Decoder::finish`] are [`Decoder::hidden`] in parts,
+    /// bit for bit: for training a block by itself against the parent's (Block-AP of EfficientQAT, arXiv 2407.11062).
+    ///
+    /// # Panics
+    /// As [`Decoder::hidden`].
+    pub fn embed(&self, ids: &Tensor) -> Stream {
         let (rows, length) = match ids.size()[..] {
             [rows, length] => (rows, length),
             ref other => panic!("token ids must be (batch, length), not {other:?}"),
         };
+        let residual = Tensor::embedding(&self.embedding, &ids.reshape([-1]), -1, false, false).to_kind(Kind::Float);
+        Stream { rows, length, residual, delta: None }
+    }
+
+    /// Runs block `layer`, counted from 0.
+    ///
+    /// # Panics
+    /// As [`Decoder::hidden`]; when there is no such block.
+    pub fn block(&self, linears: &dyn Linears, layer: usize, stream: Stream) -> Stream {
+        self.run(linears, layer, stream, None)
+    }
+
+    /// The final norm: hidden states (B·T, D) in `compute`.
+    ///
+    /// # Panics
+    /// As [`Decoder::hidden`].
+    pub fn finish(&self, stream: Stream) -> Tensor {
+        let Stream { residual, delta, .. } = stream;
+        ops::add_rms_norm(&residual, delta.as_ref(), &self.norm, self.config.rms_norm_eps, self.compute).1
+    }
+
+    /// A block; puts what its attention takes into `attention` where there is one.
+    fn run(
+        &self,
+        linears: &dyn Linears,
+        layer: usize,
+        stream: Stream,
+        attention: Option<&mut Vec<[Tensor; 3]>>,
+    ) -> Stream {
+        use ProjectionKind::{Down, Gate, K, O, Q, Up, V};
+        let Stream { rows, length, residual, delta } = stream;
+        let block = &self.blocks[layer];
         let config = &self.config;
-        self.grow_rope(length as usize);
-        let rope = self.rope.borrow();
         let eps = config.rms_norm_eps;
         let heads = config.num_attention_heads as i64;
         let kv_heads = config.num_key_value_heads as i64;
         let head_dim = config.head_dim as i64;
+        self.grow_rope(length as usize);
+        let rope = self.rope.borrow();
 
-        // (B·T, D), f32: the residual stream.
-        let mut residual =
-            Tensor::embedding(&self.embedding, &ids.reshape([-1]), -1, false, false).to_kind(Kind::Float);
-        let mut delta: Option<Tensor> = None;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let (sum, x) = ops::add_rms_norm(&residual, delta.as_ref(), &block.input, eps, self.compute);
-            let qkv = linears.project(layer, &[Q, K, V], &x);
-            let norm = |which: usize| block.query_key.as_ref().map(|w| HeadNorm { weight: &w[which], eps });
-            let q = ops::rotate(&qkv[0].view([rows, length, heads, head_dim]), &rope, norm(0));
-            let k = ops::rotate(&qkv[1].view([rows, length, kv_heads, head_dim]), &rope, norm(1));
-            let v = qkv[2].view([rows, length, kv_heads, head_dim]);
-            let mixed = ops::attention(&q, &k, &v).reshape([rows * length, heads * head_dim]);
-            let out = linears.project(layer, &[O], &mixed);
-            let (sum, x) = ops::add_rms_norm(&sum, Some(&out[0]), &block.post_attention, eps, self.compute);
-            let gate_up = linears.project(layer, &[Gate, Up], &x);
-            let product = ops::swiglu(&gate_up[0], &gate_up[1]);
-            delta = linears.project(layer, &[Down], &product).pop();
-            residual = sum;
+        let (sum, x) = ops::add_rms_norm(&residual, delta.as_ref(), &block.input, eps, self.compute);
+        let qkv = linears.project(layer, &[Q, K, V], &x);
+        let norm = |which: usize| block.query_key.as_ref().map(|w| HeadNorm { weight: &w[which], eps });
+        let q = ops::rotate(&qkv[0].view([rows, length, heads, head_dim]), &rope, norm(0));
+        let k = ops::rotate(&qkv[1].view([rows, length, kv_heads, head_dim]), &rope, norm(1));
+        let v = qkv[2].view([rows, length, kv_heads, head_dim]);
+        if let Some(attention) = attention {
+            attention.push([&q, &k, &v].map(|x| x.reshape([rows, length, -1])));
         }
-        ops::add_rms_norm(&residual, delta.as_ref(), &self.norm, eps, self.compute).1
+        let mixed = ops::attention(&q, &k, &v).reshape([rows * length, heads * head_dim]);
+        let out = linears.project(layer, &[O], &mixed);
+        let (sum, x) = ops::add_rms_norm(&sum, Some(&out[0]), &block.post_attention, eps, self.compute);
+        let gate_up = linears.project(layer, &[Gate, Up], &x);
+        let product = ops::swiglu(&gate_up[0], &gate_up[1]);
+        let delta = linears.project(layer, &[Down], &product).pop();
+        Stream { rows, length, residual: sum, delta }
     }
 
     /// Makes the rotary tables cover `length` positions.

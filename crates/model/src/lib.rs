@@ -8,7 +8,9 @@
 //! Nothing here waits for the device, apart from loading. Operators without an error path panic with libtorch's
 //! message, out of memory included; a trainer that panics exits with an error, which is what a crash should do.
 
+mod calibration;
 mod decoder;
+mod frozen;
 mod linears;
 mod native;
 pub mod ops;
@@ -16,8 +18,10 @@ mod rope;
 mod score;
 mod weights;
 
-pub use decoder::Decoder;
-pub use linears::{Dense, Linears};
+pub use calibration::Calibration;
+pub use decoder::{Decoder, Stream, Tapped, Taps};
+pub use frozen::Frozen;
+pub use linears::{Dense, Linears, SubLayerNorm};
 pub use rope::Rope;
 pub use score::{Score, score};
 pub use weights::{ModelError, Weights};

@@ -47,3 +47,29 @@ impl Linears for Dense {
         ops::linears(x, &weights)
     }
 }
+
+/// BitDistill's SubLN (arXiv 2510.13998): an RMSNorm of the inputs of o and down, in front of what `linears` does.
+///
+/// It divides by a length that depends on the text, so no projection can take it over, and no artifact has a place for
+/// it: what was trained with it is another model without. For comparisons, not for a recipe that hands over an artifact.
+pub struct SubLayerNorm<'a> {
+    /// The projections behind the norms.
+    pub linears: &'a dyn Linears,
+    /// Weights of the two norms of each block: (H·head_dim) for o and (F) for down. Ones where training starts.
+    pub weights: &'a [[Tensor; 2]],
+    /// Epsilon.
+    pub eps: f64,
+}
+
+impl Linears for SubLayerNorm<'_> {
+    fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
+        let [o, down] = &self.weights[layer];
+        let weight = match kinds {
+            [ProjectionKind::O] => o,
+            [ProjectionKind::Down] => down,
+            _ => return self.linears.project(layer, kinds, x),
+        };
+        let (_, x) = ops::add_rms_norm(&x.to_kind(Kind::Float), None, weight, self.eps, x.kind());
+        self.linears.project(layer, kinds, &x)
+    }
+}
