@@ -32,8 +32,9 @@ struct Block {
     query_key: Option<[Tensor; 2]>,
 }
 
-/// The residual stream between two blocks, of B rows of T tokens. What the last block adds lies beside it: the next norm
-/// adds it in its own pass.
+/// The residual stream between two blocks, of B rows of T tokens.
+///
+/// What the last block adds lies beside it: the next norm adds it in its own pass.
 #[derive(Debug)]
 pub struct Stream {
     rows: i64,
@@ -77,8 +78,8 @@ pub struct Tapped {
     pub hidden: Tensor,
     /// (B, T, D), f32; for [`ternary::distill::feature_loss`].
     pub streams: Vec<Tensor>,
-    /// Queries (B, T, H·head_dim), keys and values (B, T, H_kv·head_dim) as attention takes them, that is normalized and
-    /// rotated where the model does so; for [`ternary::distill::relation_loss`].
+    /// Queries (B, T, H·head_dim), keys and values (B, T, H_kv·head_dim) as attention takes them, behind norm and
+    /// rotation; for [`ternary::distill::relation_loss`].
     pub attention: Vec<[Tensor; 3]>,
 }
 
@@ -149,7 +150,7 @@ impl Decoder {
         self.tapped(linears, ids, Taps::default()).hidden
     }
 
-    /// [`Decoder::hidden`], bit for bit, and what `taps` asks for. The rest costs nothing.
+    /// [`Decoder::hidden`], bit for bit, and what `taps` asks for; what it does not costs nothing.
     ///
     /// # Panics
     /// As [`Decoder::hidden`]; when a tapped block does not exist.
@@ -166,12 +167,12 @@ impl Decoder {
                 streams.push(stream.tensor());
             }
         }
-        Tapped { hidden: self.finish(stream), streams, attention }
+        Tapped { hidden: self.final_norm(stream), streams, attention }
     }
 
     /// What enters the first block, for token ids (B, T).
     ///
-    /// [`Decoder::embed`], [`Decoder::block`] for each block and [`Decoder::finish`] are [`Decoder::hidden`] in parts,
+    /// [`Decoder::embed`], [`Decoder::block`] for each block and [`Decoder::final_norm`] are [`Decoder::hidden`] in parts,
     /// bit for bit: for training a block by itself against the parent's (Block-AP of EfficientQAT, arXiv 2407.11062).
     ///
     /// # Panics
@@ -197,7 +198,7 @@ impl Decoder {
     ///
     /// # Panics
     /// As [`Decoder::hidden`].
-    pub fn finish(&self, stream: Stream) -> Tensor {
+    pub fn final_norm(&self, stream: Stream) -> Tensor {
         let Stream { residual, delta, .. } = stream;
         ops::add_rms_norm(&residual, delta.as_ref(), &self.norm, self.config.rms_norm_eps, self.compute).1
     }

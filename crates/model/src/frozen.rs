@@ -15,9 +15,15 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// The model of `weights` as they are now, with products in `compute`. Of `student`, the tensors that the student
-    /// trains beside (none where it is empty), those that require no gradient and equal the model's are held together
-    /// with it; everything else is copied, matrices in `compute`. So a student may start from the memory of `weights`.
+    /// The model of `weights` as they are now, with products in `compute`. Shares what `student` holds frozen and equal.
+    ///
+    /// `student` are the tensors that the student has between its projections, by name; it may be empty. Those that
+    /// require a gradient or differ from the model's are copied, and so are the projections, matrices in `compute`: a
+    /// student may start from the memory of `weights` and train in it.
+    ///
+    /// Measured (`tests/memory.rs`), SmolLM2-135M against its parent with products in bf16, 4 × 256 tokens, AdamW's
+    /// state included: at most 2.9 GB of memory for logits, 3.7 GB with the hidden states behind all blocks and the
+    /// attention relations of one.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape, or libtorch cannot convert it.
@@ -38,8 +44,7 @@ impl Frozen {
         tch::no_grad(|| self.decoder.tapped(&self.projections, ids, taps))
     }
 
-    /// The output embedding (V, D) in the type of the products. A student whose head stays the parent's takes this one,
-    /// which requires no gradient, instead of a copy.
+    /// The output embedding (V, D) in the type of the products; the student's too, where it trains none.
     pub fn head(&self) -> &Tensor {
         &self.head
     }

@@ -191,7 +191,7 @@ fn whole_tapped_and_block_by_block_are_one_forward_pass() {
                 stream = decoder.block(&linears, layer, stream.detach());
                 assert_eq!(stream.tensor(), *expected, "{architecture:?} {compute:?}: block {layer}");
             }
-            assert_eq!(decoder.finish(stream), whole, "{architecture:?} {compute:?}");
+            assert_eq!(decoder.final_norm(stream), whole, "{architecture:?} {compute:?}");
             // Only what was asked for.
             let some = decoder.tapped(&linears, &ids(), Taps { streams: &[1], attention: &[] });
             assert_eq!((some.streams.len(), some.attention.len()), (1, 0));

@@ -31,7 +31,7 @@
 //! | Sherry and Arenas, arXiv 2601.07892 | [`quantize::Scale::ThreeOfFour`], [`weight::TernaryWeight::refresh_with_residual`], [`schedule::Residual`] | is exact, without the residual |
 //! | Hestia, arXiv 2601.20745 | [`weight::Estimator::Soft`], [`schedule::Temperature`] | is exact |
 //! | GPTQ, arXiv 2210.17323, and PT2-LLM, arXiv 2510.03267, as starts | [`start`], [`weight::TernaryWeight::set_levels`] | is exact |
-//! | distillation, arXiv 1503.02531; BitDistill, arXiv 2510.13998 | [`loss::Teacher`]; [`distill::relation_loss`], [`loss::Objective::add`] | |
+//! | distillation, arXiv 1503.02531; BitDistill, arXiv 2510.13998 | [`loss::Teacher`]; [`distill::relation_loss`], [`loss::Objective::add`]; SubLN: `SubLayerNorm` of `model` | is another model where there is SubLN |
 //! | HIGGS, arXiv 2411.17525; FlatQuant, arXiv 2410.09426; SmoothQuant, arXiv 2211.10438 | [`transform`] | only of what a norm takes over |
 //! | AdamW, arXiv 1711.05101; Muon, arXiv 2502.16982 | [`optim`], [`muon`], [`average`] | |
 //! | Fisher information; traces as in HAWQ-V2, arXiv 1911.03852 | [`sensitivity`] | |

@@ -257,7 +257,7 @@ fn of_this_repository() {
     assert!(outline == super::outline(&root).expect("an outline"), "it is the same each time");
 }
 
-/// Bytes: some 12,000 tokens.
-const CRATES_LIMIT: usize = 36_000;
+/// Bytes: some 13,000 tokens.
+const CRATES_LIMIT: usize = 39_000;
 /// Bytes: some 2,500 tokens.
 const FRAME_LIMIT: usize = 7_500;
