@@ -75,10 +75,10 @@ fn slow(config: &ModelConfig, weights: &Weights, sub: Option<&[[Tensor; 2]]>) ->
         let scores = q.transpose(1, 2).matmul(&by_head(&k).transpose(2, 3)) / (dim as f64).sqrt();
         let future = Tensor::ones([length, length], (Kind::Bool, Device::Cpu)).triu(1);
         let mixed = scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Double).matmul(&by_head(&v));
-        stream = stream + project(ProjectionKind::O, &mixed.transpose(1, 2).reshape([rows, length, -1]));
+        stream = &stream + project(ProjectionKind::O, &mixed.transpose(1, 2).reshape([rows, length, -1]));
         let x = rms_norm(&stream, norm("post_attention_layernorm"), eps);
         let product = project(ProjectionKind::Gate, &x).silu() * project(ProjectionKind::Up, &x);
-        stream = stream + project(ProjectionKind::Down, &product);
+        stream = &stream + project(ProjectionKind::Down, &product);
         streams.push(stream.shallow_clone());
     }
     let hidden = rms_norm(&stream, get("model.norm.weight"), eps).reshape([rows * length, -1]);
