@@ -45,8 +45,12 @@ pub struct Task {
     pub folder: PathBuf,
     /// Variables set besides the inherited ones.
     pub environment: Vec<(OsString, OsString)>,
+    /// File that it reads on standard input; nothing when absent.
+    pub input: Option<PathBuf>,
     /// File for its output and error output; replaced.
     pub log: PathBuf,
+    /// File for its error output, where that is to be kept apart; replaced.
+    pub errors: Option<PathBuf>,
     /// Time after which the group gets SIGTERM.
     pub limit: Duration,
     /// Time between SIGTERM and SIGKILL.
@@ -76,7 +80,9 @@ impl Task {
             arguments: Vec::new(),
             folder: folder.to_owned(),
             environment: Vec::new(),
+            input: None,
             log,
+            errors: None,
             limit,
             grace,
             confined: None,
@@ -197,19 +203,26 @@ impl Runner {
         }
         let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
         let log = output::Log::start(reader, &task.log)?;
+        let (errors, error_log) = match &task.errors {
+            Some(path) => {
+                let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+                (writer, Some(output::Log::start(reader, path)?))
+            }
+            None => (writer.try_clone().context("cannot share a pipe")?, None),
+        };
         let (mut command, line) = gate(task)?;
         command
             .envs(task.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(&task.folder)
             .stdin(Stdio::piped())
-            .stdout(writer.try_clone().context("cannot share a pipe")?)
-            .stderr(writer)
+            .stdout(writer)
+            .stderr(errors)
             .process_group(0);
         let (sender, events) = mpsc::channel();
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start {} in {}", program.display(), task.folder.display()))?;
-        // The command holds the pipe's writing end, which must be the child's alone.
+        // The command holds the pipes' writing ends, which must be the child's alone.
         drop(command);
         let started = Instant::now();
         let pid = Pid::from_child(&child);
@@ -275,6 +288,9 @@ impl Runner {
         self.interrupts.unsubscribe(pid);
         sandbox::clean();
         log.finish();
+        if let Some(log) = error_log {
+            log.finish();
+        }
         let end = match phase {
             Phase::Running => match (used.status.code(), used.status.signal()) {
                 (Some(code), _) => End::Exited(code),
@@ -292,12 +308,14 @@ impl Runner {
 fn gate(task: &Task) -> Result<(Command, Vec<u8>)> {
     let Some(confined) = &task.confined else {
         let mut command = secrets::command("/bin/sh");
-        command.args(["-c", "read -r _ && exec \"$@\" </dev/null", "sh"]).arg(&task.program).args(&task.arguments);
+        let input = task.input.as_deref().unwrap_or(Path::new("/dev/null"));
+        command.args(["-c", "read -r _ && exec \"$@\" <\"$0\""]).arg(input).arg(&task.program).args(&task.arguments);
         return Ok((command, b"\n".to_vec()));
     };
     let request = Request {
         program: task.program.clone(),
         arguments: task.arguments.clone(),
+        input: task.input.clone(),
         policy: confined.policy.clone(),
         report: Some(confined.report.clone()),
     };

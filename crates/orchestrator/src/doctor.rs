@@ -106,6 +106,7 @@ pub fn probe() -> Result<Enforced> {
     let request = Request {
         program: "true".into(),
         arguments: Vec::new(),
+        input: None,
         policy: Policy {
             read: system.iter().map(PathBuf::from).collect(),
             devices: vec!["/dev/null".into()],

@@ -17,6 +17,7 @@ use sandbox::{Enforced, Limits, Policy, Request, STAGE};
 struct Cell {
     dir: tempfile::TempDir,
     limits: Limits,
+    network: bool,
 }
 
 impl Cell {
@@ -27,7 +28,8 @@ impl Cell {
         }
         fs::write(dir.path().join("secret/key"), "the key").unwrap();
         fs::write(dir.path().join("readable"), "text").unwrap();
-        Self { dir, limits }
+        fs::write(dir.path().join("input"), "a question\n").unwrap();
+        Self { dir, limits, network: false }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -43,10 +45,12 @@ impl Cell {
         let request = Request {
             program: "/bin/bash".into(),
             arguments: vec!["-c".into(), script.into()],
+            input: Some(self.path("input")),
             policy: Policy {
                 read: system.iter().map(PathBuf::from).chain([self.path("readable")]).collect(),
                 write: vec![self.path("own")],
                 devices: ["/dev/null", "/dev/zero"].map(PathBuf::from).to_vec(),
+                network: self.network,
                 limits: self.limits.clone(),
             },
             report: Some(self.path("report.json")),
@@ -155,6 +159,37 @@ fn there_is_no_network() {
 }
 
 #[test]
+fn the_network_can_be_allowed_and_gives_nothing_else() {
+    if !has_namespaces() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let cell = Cell { network: true, ..Cell::new(Limits::default()) };
+    let said = cell.run(&format!("exec 3<>/dev/tcp/127.0.0.1/{port} && echo connected"));
+    assert_eq!(said.stdout, b"connected\n", "{}", String::from_utf8_lossy(&said.stderr));
+    assert!(cell.enforced().is_complete(), "{}", cell.enforced().summary());
+    // Files, other processes and what the system offers behind sockets of files stay out of reach.
+    cell.refused("cat ../secret/key");
+    cell.refused(&format!("kill -0 {}", std::process::id()));
+    let socket = cell.path("own/socket");
+    let _served = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let connect = format!("import socket; socket.socket(socket.AF_UNIX).connect('{}')", socket.display());
+    let refused = cell.refused(&format!("python3 -c \"{connect}\""));
+    assert!(refused.contains("Operation not permitted"), "{refused}");
+}
+
+#[test]
+fn the_command_reads_its_input_from_a_file_that_it_may_not_open() {
+    if !has_namespaces() {
+        return;
+    }
+    let cell = Cell::new(Limits::default());
+    assert_eq!(cell.run("cat").stdout, b"a question\n");
+    cell.refused("cat ../input");
+}
+
+#[test]
 fn no_other_process_is_seen_or_touched() {
     if !has_namespaces() {
         return;
@@ -228,8 +263,11 @@ fn limits_hold() {
         file_bytes: Some(1 << 20),
         cpu_seconds: Some(2),
         memory_bytes: Some(256 << 20),
+        nice: Some(7),
     };
     let cell = Cell::new(limits);
+    assert!(cell.run("nice > niceness").status.success());
+    assert_eq!(cell.own("niceness"), "7\n");
     cell.refused("head -c 2000000 /dev/zero > big");
     assert!(fs::metadata(cell.path("own/big")).unwrap().len() <= 1 << 20);
     // A kill by the system, or an allocation that fails; either way it does not get there.

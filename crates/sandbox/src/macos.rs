@@ -30,11 +30,16 @@ pub fn stage() -> Result<ExitCode> {
         fs::write(report, serde_json::to_vec(&enforced)?)
             .with_context(|| format!("cannot write {}", report.display()))?;
     }
-    let error = Command::new("/usr/bin/sandbox-exec")
-        .args(["-p", &profile(&request.policy)])
+    let input = match &request.input {
+        Some(path) => Stdio::from(fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => Stdio::null(),
+    };
+    let more = request.policy.limits.nice.unwrap_or_default();
+    let error = Command::new("/usr/bin/nice")
+        .args(["-n", &more.to_string(), "/usr/bin/sandbox-exec", "-p", &profile(&request.policy)])
         .arg(&request.program)
         .args(&request.arguments)
-        .stdin(Stdio::null())
+        .stdin(input)
         .exec();
     Err(error).context("cannot start sandbox-exec")
 }
@@ -42,8 +47,9 @@ pub fn stage() -> Result<ExitCode> {
 fn profile(policy: &Policy) -> String {
     let mut text = String::from(
         "(version 1)\n(deny default)\n(allow process-fork)\n(allow sysctl-read)\n(allow mach-lookup)\n\
-         (allow iokit-open)\n(allow file-read-metadata)\n(deny network*)\n",
+         (allow iokit-open)\n(allow file-read-metadata)\n",
     );
+    text.push_str(if policy.network { "(allow network*)\n" } else { "(deny network*)\n" });
     let path = |path: &Path| {
         let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         resolved.display().to_string().replace('\\', "\\\\").replace('"', "\\\"")

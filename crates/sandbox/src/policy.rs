@@ -14,6 +14,8 @@ pub struct Policy {
     pub write: Vec<PathBuf>,
     /// Device nodes that it may read, write and control.
     pub devices: Vec<PathBuf>,
+    /// Whether it may use the network: the Internet's protocols, of this machine too, and no sockets of files.
+    pub network: bool,
     /// Limits.
     pub limits: Limits,
 }
@@ -31,6 +33,8 @@ pub struct Limits {
     pub cpu_seconds: Option<u64>,
     /// Bytes of memory: of everything together in a cgroup, else of each process.
     pub memory_bytes: Option<u64>,
+    /// Niceness that is added: 19 leaves it what nobody else wants of the processor.
+    pub nice: Option<i32>,
 }
 
 /// A command and how it is confined; the line that the stage reads.
@@ -40,6 +44,8 @@ pub struct Request {
     pub program: OsString,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+    /// The file that it reads on standard input; nothing when absent. It need not be one that it may open.
+    pub input: Option<PathBuf>,
     /// What it may do.
     pub policy: Policy,
     /// Where [`Enforced`] is written, outside of what it may write.
@@ -66,7 +72,7 @@ pub struct Enforced {
     pub privileges: bool,
     /// It sees no other process, and nothing that it starts outlives it.
     pub processes: bool,
-    /// It has no network and no shared memory with others.
+    /// It has no network but what the policy allows, and no shared memory with others.
     pub network: bool,
     /// It reads and writes nothing but what the policy names.
     pub files: bool,

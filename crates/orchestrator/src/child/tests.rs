@@ -48,6 +48,18 @@ fn exit_code_output_and_memory_come_back() {
 }
 
 #[test]
+fn input_comes_from_a_file_and_errors_can_be_kept_apart() {
+    let (dir, runner) = runner();
+    std::fs::write(dir.path().join("in put"), "a question\n").unwrap();
+    let mut task = shell(dir.path(), "cat; echo no >&2");
+    task.input = Some(dir.path().join("in put"));
+    task.errors = Some(dir.path().join("errors"));
+    assert_eq!(runner.run(&task, |_| {}).unwrap().end, End::Exited(0));
+    assert_eq!(log(dir.path()), "a question\n");
+    assert_eq!(std::fs::read_to_string(dir.path().join("errors")).unwrap(), "no\n");
+}
+
+#[test]
 fn memory_is_the_childs_own() {
     let (dir, runner) = runner();
     // One buffer of 64 MiB, in a child of the leader.

@@ -18,10 +18,11 @@ pub fn restrict(policy: &Policy) -> Result<()> {
     let special = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock | AccessFs::IoctlDev;
     let write = AccessFs::from_all(NEWEST) & !special;
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let status = Ruleset::default()
-        .handle_access(AccessFs::from_all(NEWEST))?
-        .handle_access(AccessNet::from_all(NEWEST))?
-        .scope(Scope::from_all(NEWEST))?
+    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(NEWEST))?.scope(Scope::from_all(NEWEST))?;
+    if !policy.network {
+        rules = rules.handle_access(AccessNet::from_all(NEWEST))?;
+    }
+    let status = rules
         .create()?
         .add_rules(path_beneath_rules(&policy.read, read))?
         .add_rules(path_beneath_rules(&policy.write, write))?

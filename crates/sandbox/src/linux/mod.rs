@@ -50,7 +50,7 @@ pub fn stage() -> Result<ExitCode> {
         Ok(false) => {}
         Err(error) => enforced.missing.push(format!("no cgroup: {error:#}")),
     }
-    let apart = match leave_namespaces() {
+    let apart = match leave_namespaces(request.policy.network) {
         Ok(()) => true,
         Err(error) => {
             enforced.missing.push(format!("no namespaces: {error:#}"));
@@ -86,6 +86,10 @@ pub fn init() -> Result<ExitCode> {
         Some(path) => Some(File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
         None => None,
     };
+    let input = match &request.input {
+        Some(path) => Stdio::from(File::open(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => Stdio::null(),
+    };
     let missing = &mut enforced.missing;
     let mut holds = |what: &str, outcome: Result<()>| {
         if let Err(error) = &outcome {
@@ -99,7 +103,7 @@ pub fn init() -> Result<ExitCode> {
         && policy.limits.memory_bytes.is_some_and(|bytes| holds("memory", limit(Resource::Data, bytes)));
     let privileges = holds("privileges", drop_privileges(apart));
     let files = holds("files", files::restrict(policy));
-    let syscalls = holds("system calls", syscalls::restrict());
+    let syscalls = holds("system calls", syscalls::restrict(policy.network));
     enforced.processes = own_proc;
     enforced.network = apart;
     enforced.privileges = privileges;
@@ -113,7 +117,7 @@ pub fn init() -> Result<ExitCode> {
         serde_json::to_writer(&report, &enforced)?;
         report.flush()?;
     }
-    let child = Command::new(&request.program).args(&request.arguments).stdin(Stdio::null()).spawn();
+    let child = Command::new(&request.program).args(&request.arguments).stdin(input).spawn();
     let child = child.with_context(|| format!("cannot start {}", request.program.display()))?;
     let pid = Pid::from_child(&child);
     loop {
@@ -156,9 +160,12 @@ fn close_inherited() -> Result<()> {
 }
 
 #[allow(unsafe_code)]
-fn leave_namespaces() -> Result<()> {
+fn leave_namespaces(keep_network: bool) -> Result<()> {
     let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let rest = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWNET;
+    let mut rest = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC;
+    if !keep_network {
+        rest |= UnshareFlags::NEWNET;
+    }
     // SAFETY: the table of handles stays shared (no FILES).
     let with_user = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | rest) };
     if let Err(error) = with_user {
@@ -196,6 +203,9 @@ fn set_limits(limits: &Limits, apart: bool) -> Result<()> {
         if let Some(most) = most {
             limit(resource, most)?;
         }
+    }
+    if let Some(more) = limits.nice {
+        rustix::process::nice(more).context("niceness")?;
     }
     Ok(())
 }

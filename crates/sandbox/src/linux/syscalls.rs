@@ -10,7 +10,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// Other processes, the kernel, the clock, the machine, namespaces, keys, and the network.
+/// Other processes, the kernel, the clock, the machine, namespaces, and keys.
 const REFUSED: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
@@ -54,11 +54,14 @@ const REFUSED: &[i64] = &[
     libc::SYS_quotactl,
     libc::SYS_syslog,
     libc::SYS_vhangup,
-    // A pair of connected sockets may still be made; there is nobody else to connect to.
-    libc::SYS_socket,
-    libc::SYS_connect,
-    libc::SYS_bind,
 ];
+
+/// Calls that make and use sockets. A pair of connected ones may still be made; there is nobody else to connect to.
+const NETWORK: &[i64] = &[libc::SYS_socket, libc::SYS_connect, libc::SYS_bind];
+
+/// Kinds of sockets where the network is allowed: the Internet's, and the kernel's list of addresses, which name resolution
+/// asks for. Not those of files, behind which are the system's own services.
+const INTERNET: &[i32] = &[libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// Flags of `clone` that make namespaces.
 const NAMESPACES: &[i32] = &[
@@ -71,12 +74,19 @@ const NAMESPACES: &[i32] = &[
     libc::CLONE_NEWCGROUP,
 ];
 
-/// Refuses them to this process and its children.
-pub fn restrict() -> Result<()> {
+/// Refuses them to this process and its children; the network as well, unless it is allowed.
+pub fn restrict(network: bool) -> Result<()> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
-    let argument = |index, test, value: u64| -> Result<SeccompRule> {
-        Ok(SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, test, value)?])?)
-    };
+    let condition = |index, test, value: u64| SeccompCondition::new(index, SeccompCmpArgLen::Dword, test, value);
+    let argument =
+        |index, test, value| -> Result<SeccompRule> { Ok(SeccompRule::new(vec![condition(index, test, value)?])?) };
+    if network {
+        // All conditions of a rule must hold: a socket of none of these kinds.
+        let others = INTERNET.iter().map(|&kind| condition(0, SeccompCmpOp::Ne, kind as u64));
+        rules.insert(libc::SYS_socket, vec![SeccompRule::new(others.collect::<Result<_, _>>()?)?]);
+    } else {
+        rules.extend(NETWORK.iter().map(|&call| (call, Vec::new())));
+    }
     let clones = NAMESPACES.iter().map(|&flag| argument(0, SeccompCmpOp::MaskedEq(flag as u64), flag as u64));
     rules.insert(libc::SYS_clone, clones.collect::<Result<_>>()?);
     // Typing into the terminal that the orchestrator was started from.
