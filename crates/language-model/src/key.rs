@@ -11,11 +11,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use serde_json::Value;
 
 /// Most bytes of a key. Those of today have about a hundred.
 const LONGEST: u64 = 4096;
 /// A shorter key is a placeholder (`EMPTY`, `none`) as local servers want it, and such words occur in any text.
 const SHORTEST_SECRET: usize = 8;
+/// Most bytes of another program's file of credentials.
+const LONGEST_FILE: u64 = 4 << 20;
+/// A shorter value there, or one without a digit, is a word: a setting that is named like a key.
+const SHORTEST_FOUND: usize = 16;
+/// What the name of a key speaks of, in such files.
+const NAMES: [&str; 4] = ["key", "token", "secret", "password"];
 /// What stands where a key stood.
 const REDACTED: &str = "[key]";
 
@@ -117,6 +124,18 @@ impl Secret {
         Self::new(&bytes, format!("the file {}", path.display()))
     }
 
+    /// What looks like a key in another program's JSON file of credentials: values whose names speak of one. There is none
+    /// in a file of another form, or that is not there.
+    pub fn in_json(path: &Path) -> Vec<Self> {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(LONGEST_FILE).read_to_end(&mut bytes));
+        let mut found = Vec::new();
+        if let (Ok(_), Ok(value)) = (read, serde_json::from_slice(&bytes)) {
+            collect(&value, &format!("the file {}", path.display()), &mut found);
+        }
+        found
+    }
+
     fn new(bytes: &[u8], origin: String) -> Result<Self, KeyError> {
         let bytes = bytes.trim_ascii();
         if bytes.is_empty() {
@@ -149,13 +168,32 @@ impl Secret {
     }
 
     /// Whether a text holds the key. Placeholders of a few letters are not looked for.
-    pub(crate) fn occurs_in(&self, text: &str) -> bool {
+    pub fn occurs_in(&self, text: &str) -> bool {
         self.value.len() >= SHORTEST_SECRET && text.contains(&self.value)
     }
 
     /// The text with every occurrence of the key replaced.
-    pub(crate) fn redact(&self, text: String) -> String {
+    pub fn redact(&self, text: String) -> String {
         if self.occurs_in(&text) { text.replace(&self.value, REDACTED) } else { text }
+    }
+}
+
+fn collect(value: &Value, origin: &str, found: &mut Vec<Secret>) {
+    match value {
+        Value::Object(entries) => {
+            for (name, value) in entries {
+                let name = name.to_lowercase();
+                match value.as_str() {
+                    Some(text) if NAMES.iter().any(|part| name.contains(part)) => {
+                        let looks_random = text.len() >= SHORTEST_FOUND && text.contains(|c: char| c.is_ascii_digit());
+                        found.extend(Secret::new(text.as_bytes(), origin.to_owned()).ok().filter(|_| looks_random));
+                    }
+                    _ => collect(value, origin, found),
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| collect(value, origin, found)),
+        _ => {}
     }
 }
 
@@ -231,5 +269,19 @@ mod tests {
         assert!(secret.occurs_in(KEY) && !secret.occurs_in("sk-"));
         let placeholder = Secret::from_variable("A_KEY", Some("EMPTY".into())).expect("a key");
         assert_eq!(placeholder.redact("EMPTY".into()), "EMPTY");
+    }
+
+    #[test]
+    fn keys_of_another_program_are_found_by_their_names() {
+        let (_folder, source) = file(
+            r#"{"tokens":{"access_token":"sk-0123456789abcdef","account":"me"},"list":[{"apiKey":"k-0123456789abcdef","keybindings":"standard"}],"mode":"chatgpt-login"}"#,
+            0o600,
+        );
+        let KeySource::File(path) = source else { unreachable!("it is a file") };
+        let found = Secret::in_json(&path);
+        let values: Vec<&str> = found.iter().map(Secret::expose).collect();
+        assert_eq!(values.len(), 2);
+        assert!(values.contains(&KEY) && values.contains(&"k-0123456789abcdef"));
+        assert!(Secret::in_json(Path::new("/no/such/file")).is_empty());
     }
 }

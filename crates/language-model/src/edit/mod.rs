@@ -1,4 +1,5 @@
 //! Turns an answer into an edited file: a hypothesis, its expected effect, and SEARCH/REPLACE blocks or the whole file.
+//! What a program did to the file itself is put into the same words ([`in_place`]).
 //!
 //! Pure, and strict: what does not fit exactly is refused with a reason that the model can act on, because a guess would
 //! cost a training run. Whether the result is Rust, and whether it was tried before, is for others to say.
@@ -16,7 +17,7 @@ pub use nearest::Excerpt;
 pub(crate) use parse::after_thinking;
 pub use refusal::Refusal;
 
-use crate::text::is_deceptive;
+use crate::text::{fenced, is_deceptive, one_line};
 
 /// A whole file of less than this share of the current one's bytes is taken for an excerpt.
 const LEAST_WHOLE: f64 = 0.5;
@@ -29,6 +30,9 @@ pub enum Format {
     Blocks,
     /// The whole file, for models that cannot quote exactly. Blocks are understood as well.
     WholeFile,
+    /// By a change of the file itself, for programs that work in a folder; [`in_place`] makes the answer. Blocks are
+    /// understood as well.
+    InPlace,
 }
 
 /// What an edit may be.
@@ -65,6 +69,8 @@ pub fn read(answer: &str, cut_off: bool, current: &str, rules: &Rules) -> Result
     let parsed = parse::parse(answer, rules)?;
     let source = match &parsed.change {
         parse::Change::Blocks(blocks) => apply::blocks(current, blocks)?,
+        // Whoever edits a file leaves nothing out of it.
+        parse::Change::Whole(lines) if rules.format == Format::InPlace => joined(current, lines),
         parse::Change::Whole(lines) => whole(current, lines)?,
     };
     if source == current {
@@ -86,12 +92,29 @@ pub fn read(answer: &str, cut_off: bool, current: &str, rules: &Rules) -> Result
 
 fn whole(current: &str, lines: &[&str]) -> Result<String, Refusal> {
     apply::refuse_elision(current, lines)?;
-    let ending = apply::line_ending(current);
-    let source: String = lines.iter().flat_map(|line| [*line, ending]).collect();
+    let source = joined(current, lines);
     if (source.len() as f64) < LEAST_WHOLE * current.len() as f64 {
         return Err(Refusal::Excerpt { lines: lines.len(), current: current.lines().count() });
     }
     Ok(source)
+}
+
+fn joined(current: &str, lines: &[&str]) -> String {
+    let ending = apply::line_ending(current);
+    lines.iter().flat_map(|line| [*line, ending]).collect()
+}
+
+/// The answer of a program that changed the file itself to `source` and `said` something, as [`read`] takes it. Where it
+/// labelled no hypothesis, the first line that it said is one.
+pub fn in_place(said: &str, source: &str, rules: &Rules) -> String {
+    let said = parse::after_thinking(said).unwrap_or_default();
+    let (mut hypothesis, expected) = parse::labels(said, rules);
+    if hypothesis.is_empty() {
+        let words = |line: &str| one_line(line.trim_start_matches(['#', '*', '-', '>', '`', ' ']), said.len());
+        hypothesis = said.lines().map(words).find(|line| !line.is_empty()).unwrap_or_default();
+    }
+    let file = fenced(source, &format!("rust:{}", rules.path));
+    format!("HYPOTHESIS: {hypothesis}\nEXPECTED: {expected}\n\n{file}")
 }
 
 /// How to answer, for the prompt: the other side of [`read`].
@@ -103,6 +126,7 @@ pub fn instructions(rules: &Rules) -> String {
         EXPECTED: one sentence: what you will see if you are right\n\n"
     );
     let form = match format {
+        Format::InPlace => return in_place_instructions(rules),
         Format::Blocks => {
             "<<<<<<< SEARCH\nlines of the file as they are now\n=======\nthe lines that replace them\n\
             >>>>>>> REPLACE\n\n\
@@ -121,4 +145,19 @@ pub fn instructions(rules: &Rules) -> String {
         these parts is not read."
     );
     start + form + &end
+}
+
+fn in_place_instructions(Rules { path, most_bytes, .. }: &Rules) -> String {
+    format!(
+        "Change the file `{path}` in the folder that you were started in, directly. The folder is a throw-away copy of \
+        the repository: read in it what helps; when you end, this one file is taken back and all else is forgotten. \
+        The file in it is always the one shown here, also after an earlier answer of yours, so make the whole change \
+        again when you are told what was wrong with it.\n\n\
+        Do not compile, run or test anything: there is no toolchain, and a measurement runs beside you that every \
+        busy core would spoil. What does not build comes back to you with the compiler's words.\n\n\
+        End with a message that holds these two lines:\n\n\
+        HYPOTHESIS: one or two sentences: what you changed, and why it should help\n\
+        EXPECTED: one sentence: what will be seen if you are right\n\n\
+        The file may have at most {most_bytes} bytes afterwards. Nobody answers questions; decide for yourself."
+    )
 }

@@ -91,6 +91,16 @@ pub(super) fn parse<'a>(answer: &'a str, rules: &Rules) -> Result<Parsed<'a>, Re
     reader.finish()
 }
 
+/// The hypothesis and the expected effect of a message, as far as they are labelled.
+pub(super) fn labels(message: &str, rules: &Rules) -> (String, String) {
+    let mut reader = Reader::new(rules);
+    for line in message.lines() {
+        // Whatever else it says, it changes nothing.
+        let _ = reader.prose(line);
+    }
+    (reader.hypothesis, reader.expected)
+}
+
 struct Reader<'a, 'r> {
     rules: &'r Rules<'r>,
     hypothesis: String,
@@ -244,6 +254,13 @@ impl<'a, 'r> Reader<'a, 'r> {
         let change = match (self.blocks.is_empty(), self.rules.format) {
             (false, _) => Change::Blocks(std::mem::take(&mut self.blocks)),
             (true, Format::Blocks) => return Err(Refusal::NoBlock),
+            (true, Format::InPlace) => {
+                // Messages quote code; the file is the one block that names it.
+                let path = self.rules.path;
+                self.files.retain(|file| path_in(file.names[0]).is_some_and(|named| is_same_file(named, path)));
+                let file = self.files.pop().ok_or_else(|| Refusal::Untouched { path: path.to_owned() })?;
+                Change::Whole(file.lines)
+            }
             (true, Format::WholeFile) if self.fence.is_some() => return Err(Refusal::Truncated),
             (true, Format::WholeFile) => match (self.files.pop(), self.files.len()) {
                 (Some(file), 0) => {

@@ -22,6 +22,12 @@ pub enum Refusal {
     /// There is no whole file, or there are several.
     #[error("Your answer has {0} fenced blocks. Give exactly one, between ``` and ```, with all of the file in it.")]
     NotOneFile(usize),
+    /// The file was to be changed in place, and was not.
+    #[error("You did not change `{path}`. Change that file itself, in the folder that you are started in.")]
+    Untouched {
+        /// The file.
+        path: String,
+    },
     /// The fence around the whole file is not closed.
     #[error("The file in your answer is truncated: its fence is never closed. Give all of the file, or change less.")]
     Truncated,

@@ -249,6 +249,30 @@ fn comments_in_the_place_of_code_are_refused() {
 }
 
 #[test]
+fn a_file_that_was_changed_in_place_is_taken_as_it_is() {
+    let rules = Rules { format: Format::InPlace, ..BLOCKS };
+    let changed = FILE.replace("batch: 16", "batch: 8");
+    let said = "I looked around.\n\n**HYPOTHESIS:** smaller batches\nmake more steps\n\nEXPECTED: a lower loss\n";
+    let edit = read(&in_place(said, &changed, &rules), false, FILE, &rules).expect("an edit");
+    assert_eq!((edit.source.as_str(), edit.hypothesis.as_str()), (changed.as_str(), "smaller batches make more steps"));
+    assert_eq!(edit.expected, "a lower loss");
+    // Without a label the first words are the hypothesis; comments that look like elisions are the file's own; what is
+    // short is short.
+    let short = "// ... the rest of it is gone\n";
+    let edit = read(&in_place("\n# Less code\nDone.", short, &rules), false, FILE, &rules).expect("an edit");
+    assert_eq!((edit.source.as_str(), edit.hypothesis.as_str()), (short, "Less code"));
+    assert_eq!(read(&in_place("", &changed, &rules), false, FILE, &rules), Err(Refusal::NoHypothesis));
+    assert_eq!(read(&in_place("x", FILE, &rules), false, FILE, &rules), Err(Refusal::NoEffect));
+    let fences = changed.replace("batch", "````\nbatch");
+    assert_eq!(read(&in_place("x", &fences, &rules), false, FILE, &rules).map(|edit| edit.source), Ok(fences));
+    // A program that says what it would do has changed nothing, and one that gives blocks has.
+    let untouched = Refusal::Untouched { path: rules.path.into() };
+    assert_eq!(read("HYPOTHESIS: x\n```rust\nfn f() {}\n```\n", false, FILE, &rules), Err(untouched));
+    let blocks = answer(&block("    batch: 16,\n", "    batch: 8,\n"));
+    assert_eq!(read(&blocks, false, FILE, &rules).map(|edit| edit.source), Ok(changed));
+}
+
+#[test]
 fn line_endings_stay_those_of_the_file() {
     let windows = FILE.replace('\n', "\r\n");
     let change = answer(&block("    batch: 16,\n};\n", "    batch: 8,\n};\n"));

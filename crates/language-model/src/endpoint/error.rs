@@ -130,6 +130,14 @@ pub enum EndpointError {
         /// The system's reason.
         reason: String,
     },
+    /// A program that is asked gave no answer.
+    #[error("{program} gave no answer: {reason}; run it by hand to see why")]
+    Command {
+        /// Its name.
+        program: String,
+        /// What it said last, or why it was stopped.
+        reason: String,
+    },
     /// Another question than the one that was recorded.
     #[error(
         "the prompt differs from the one of recording {number} (sha256 {found:.12} instead of {recorded:.12}); replay against the code and campaign that were recorded, or allow it"
@@ -159,7 +167,8 @@ impl EndpointError {
             | Self::TotalTime { .. }
             | Self::RateLimited { .. }
             | Self::Server { .. }
-            | Self::Broken { .. } => true,
+            | Self::Broken { .. }
+            | Self::Command { .. } => true,
             Self::Cancelled
             | Self::KeyInPrompt { .. }
             | Self::Unauthorized { .. }

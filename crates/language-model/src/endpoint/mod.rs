@@ -53,9 +53,9 @@ impl<E: Endpoint + ?Sized> Endpoint for Box<E> {
 /// What is asked, as far as it is no secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
-    /// `openai`, `anthropic` or `replay`.
+    /// `openai`, `anthropic`, `command` or `replay`.
     pub protocol: String,
-    /// Address that requests go to; a folder for a replay.
+    /// Address that requests go to; a program for a command, a folder for a replay.
     pub address: String,
     /// The model's name, as asked for.
     pub model: String,
