@@ -2,7 +2,7 @@
 
 use artifact::{Grouping, ModelConfig, ProjectionKind};
 
-use crate::{AgentKind, Campaign, Part};
+use crate::{AgentKind, AnswerFormat, Campaign, Part};
 
 /// Bits that a code takes in an artifact: five in a byte. Rows that are no multiple of five take a little more.
 const CODE_BITS: f64 = 1.6;
@@ -205,6 +205,24 @@ impl Campaign {
         }
         if agent.kind == AgentKind::Replay && agent.replay.is_none() {
             return Err("agent.replay is missing; name the folder of recorded exchanges".into());
+        }
+        match (&agent.command, agent.kind) {
+            (Some(command), _) => command.check()?,
+            (None, AgentKind::Command) => {
+                return Err(
+                    "agent.command is missing; name a preset, as in command = { preset = \"claude\" }, or an argv"
+                        .into(),
+                );
+            }
+            (None, _) => {}
+        }
+        if asks && agent.format == Some(AnswerFormat::InPlace) {
+            return Err(format!("agent.format is \"in-place\", and {kind:?} has no folder to work in; use \"blocks\""));
+        }
+        if agent.kind == AgentKind::Command && (agent.key_variable.is_some() || agent.key_file.is_some()) {
+            return Err("agent.key_variable and agent.key_file are of endpoints; name a program's in \
+                        agent.command.variables, or its files in agent.command.home"
+                .into());
         }
         if agent.key_variable.is_some() && agent.key_file.is_some() {
             return Err("agent.key_variable and agent.key_file exclude each other; remove one".into());

@@ -5,12 +5,14 @@
 //! fetches and runs nothing.
 
 mod check;
+pub mod command;
 mod find;
 mod parse;
 mod source;
 #[cfg(test)]
 mod tests;
 
+pub use command::Command;
 pub use source::{ANY, SourceKind};
 
 use std::collections::BTreeMap;
@@ -296,9 +298,9 @@ pub struct Agent {
     /// File that holds the key instead; nobody but its owner may touch it.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
-    /// How the model is asked to answer.
+    /// How the model is asked to answer; [`Agent::answer_format`] when absent.
     #[serde(default)]
-    pub format: AnswerFormat,
+    pub format: Option<AnswerFormat>,
     /// Most tokens of an answer, thinking included.
     #[serde(default = "default_output_tokens")]
     pub output_tokens: u32,
@@ -329,17 +331,32 @@ pub struct Agent {
     /// Folder of recorded exchanges (replay).
     #[serde(default)]
     pub replay: Option<PathBuf>,
+    /// The program that is asked (command): `[agent.command]`.
+    #[serde(default)]
+    pub command: Option<Command>,
+}
+
+impl Agent {
+    /// How the model is asked to answer: programs change the file in place, endpoints give blocks, unless `format` says
+    /// otherwise.
+    pub fn answer_format(&self) -> AnswerFormat {
+        self.format.unwrap_or(match self.kind {
+            AgentKind::Command => AnswerFormat::InPlace,
+            _ => AnswerFormat::Blocks,
+        })
+    }
 }
 
 /// How a language model is asked to answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnswerFormat {
     /// SEARCH/REPLACE blocks.
-    #[default]
     Blocks,
     /// The whole file, for models that cannot quote exactly.
     WholeFile,
+    /// By a change of the file itself: programs, and replays of what they did.
+    InPlace,
 }
 
 /// `[agent.prices]`: dollars per million tokens.
@@ -385,6 +402,8 @@ pub enum AgentKind {
     OpenAi,
     /// A language model behind Anthropic's Messages API.
     Anthropic,
+    /// A coding program, started anew for each question.
+    Command,
     /// The recorded exchanges of an earlier search.
     Replay,
 }
@@ -397,6 +416,7 @@ impl AgentKind {
             Self::Random => "random",
             Self::OpenAi => "openai",
             Self::Anthropic => "anthropic",
+            Self::Command => "command",
             Self::Replay => "replay",
         }
     }
@@ -417,7 +437,7 @@ impl Default for Agent {
             base_url: None,
             key_variable: None,
             key_file: None,
-            format: AnswerFormat::default(),
+            format: None,
             output_tokens: default_output_tokens(),
             history_tokens: default_history_tokens(),
             repairs: default_repairs(),
@@ -428,6 +448,7 @@ impl Default for Agent {
             prices: None,
             caps: Caps::default(),
             replay: None,
+            command: None,
         }
     }
 }

@@ -37,7 +37,7 @@ fn unknown_keys_name_the_nearest() {
             "startup = 5",
             "xyz = 10",
             "unknown key agent.xyz; the keys in [agent] are kind, seed, startup, model, base_url, key_variable, key_file, \
-             format, output_tokens, history_tokens, repairs, wait_seconds, build_ahead, search_every, parameters, prices, caps, replay",
+             format, output_tokens, history_tokens, repairs, wait_seconds, build_ahead, search_every, parameters, prices, caps, replay, command",
         ),
     ];
     for (from, to, wanted) in cases {
@@ -57,7 +57,7 @@ fn wrong_values_name_their_key() {
         (
             "kind = \"search\"",
             "kind = \"llm\"",
-            "agent.kind: unknown value \"llm\"; use one of search, random, openai, anthropic, replay",
+            "agent.kind: unknown value \"llm\"; use one of search, random, openai, anthropic, command, replay",
         ),
         ("window = 256", "window = \"256\"", "evaluation.window: invalid type: string \"256\", expected usize"),
         (
@@ -358,4 +358,43 @@ fn a_language_model_needs_its_settings() {
     let agent =
         Campaign::parse(&with("kind = \"openai\"\nmodel = \"m\"\nparameters = { temperature = 0.5 }\n")).unwrap().agent;
     assert!(agent.kind.writes_code() && agent.parameters["temperature"].as_float() == Some(0.5));
+}
+
+#[test]
+fn a_command_says_what_it_is_and_what_it_may_use() {
+    let with = |command: &str| NANO.replacen("kind = \"search\"\n", &format!("kind = \"command\"\n{command}"), 1);
+    let refused = |command: &str| Campaign::parse(&with(command)).expect_err(command);
+    for (command, wanted) in [
+        ("", "agent.command is missing"),
+        ("command = {}\n", "neither preset nor argv"),
+        ("command = { preset = \"claude\", argv = [\"x\"] }\n", "exclude each other"),
+        ("command = { argv = [\"\"] }\n", "an empty word"),
+        (
+            "command = { preset = \"cloud\" }\n",
+            "agent.command.preset: unknown value \"cloud\"; did you mean \"claude\"?",
+        ),
+        (
+            "command = { preset = \"mine\" }\n",
+            "agent.command.preset: unknown value \"mine\"; use one of claude, codex, gemini, aider, opencode",
+        ),
+        ("command = { argv = [\"x\"], prompt = \"file\" }\n", "no argument says {prompt_file}"),
+        ("command = { argv = [\"x\", \"{prompt_file}\"] }\n", "set agent.command.prompt to \"file\""),
+        ("command = { argv = [\"x\"], seconds = 0.0 }\n", "agent.command.seconds is 0"),
+        ("command = { argv = [\"x\"], variables = [\"KEY=secret\"] }\n", "no name of a variable"),
+        ("command = { argv = [\"x\"], home = [\"../other\"] }\n", "no path below the home folder"),
+        ("command = { argv = [\"x\"], home = [\"~/.x\"] }\n", "write it without `~/`"),
+        ("command = { argv = [\"x\"], home = [\".x\"] }\nkey_variable = \"K\"\n", "are of endpoints"),
+        ("command = { argv = [\"x\"], write = [\"data\"] }\n", "is relative"),
+        ("command = { argv = [\"x\"], netwrok = true }\n", "did you mean agent.command.network?"),
+    ] {
+        let said = refused(command);
+        assert!(said.contains(wanted), "{command}: {said}");
+    }
+    let given = "command = { argv = [\"x\", \"{prompt_file}\"], prompt = \"file\", output = \"opencode-json\" }\n";
+    let agent = Campaign::parse(&with(given)).unwrap().agent;
+    assert!(agent.kind.writes_code() && agent.answer_format() == AnswerFormat::InPlace);
+    let command = agent.command.unwrap();
+    assert_eq!((command.seconds, command.output), (600.0, Some(command::Output::OpenCodeJson)));
+    let blocks = Campaign::parse(&with("command = { preset = \"codex\" }\nformat = \"blocks\"\n")).unwrap().agent;
+    assert_eq!(blocks.answer_format(), AnswerFormat::Blocks);
 }

@@ -5,7 +5,7 @@
 //! decided. Nothing is built or evaluated while a trainer runs.
 
 mod build;
-mod confine;
+pub(crate) mod confine;
 mod evaluate;
 mod pins;
 mod think;

@@ -390,6 +390,18 @@ impl Workspace {
     }
 }
 
+/// Writes the files of a commit of the repository at `root` into a folder that is no checkout of it.
+///
+/// # Errors
+/// When the commit is missing, or the folder cannot be written.
+pub fn export(root: &Path, commit: Oid, folder: &Path) -> Result<()> {
+    let repository = Repository::open(root).with_context(|| format!("cannot open {}", root.display()))?;
+    let tree = repository.find_commit(commit)?.tree()?;
+    checkout::exactly(&repository, &tree, folder)
+        .map(drop)
+        .with_context(|| format!("cannot write the files of {commit} to {}", folder.display()))
+}
+
 /// Best effort: what is packed or already gone needs none.
 fn sync(path: &Path) {
     if let Ok(file) = File::open(path) {

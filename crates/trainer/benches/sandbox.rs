@@ -80,8 +80,7 @@ fn tokens_per_second(root: &Path, folder: &Path, confined: bool) -> Result<f64> 
             nice: None,
         };
         let policy = Policy { read, write: vec![out.clone()], devices, network: false, limits };
-        let request =
-            Request { program: trainer.into(), arguments, input: None, policy, report: Some(report.clone()) };
+        let request = Request { program: trainer.into(), arguments, input: None, policy, report: Some(report.clone()) };
         command = Command::new(std::env::current_exe()?);
         let mut child =
             command.arg(sandbox::STAGE).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;

@@ -3,6 +3,7 @@
 //! A built-in proposal is a pure function of its request: the state of the search is the history, told anew each time, so
 //! that a campaign that was stopped goes on exactly as if it had not been.
 
+mod command;
 pub mod mind;
 pub mod model;
 mod outline;

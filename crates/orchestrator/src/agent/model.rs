@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use campaign::{Agent, AgentKind, AnswerFormat};
+use git2::Oid;
 use language_model::edit::{self, Edit, Format, Rules};
 use language_model::{
     Budget, Cancel, Endpoint, EndpointError, HttpEndpoint, KeySource, LESSON_REQUEST, Limits, Mismatch, Prompt,
@@ -16,6 +17,7 @@ use language_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::command::{self, Command};
 use crate::layout::RECIPE;
 
 /// Most bytes of a recipe: about three times what the first one has.
@@ -88,15 +90,20 @@ impl Conversation {
 }
 
 impl Model {
-    /// Makes ready what the campaign names. Exchanges are recorded in `folder`; what earlier ones there cost counts.
+    /// Makes ready what the campaign names. Exchanges are recorded in `folder`, which lies in the search's own; what earlier
+    /// ones there cost counts. A program works with the files of commit `start`.
     ///
     /// # Errors
     /// Without a key, with settings that cannot work, or with recordings that cannot be read.
-    pub fn open(settings: &Agent, root: &Path, folder: &Path, cancel: Cancel) -> Result<Self> {
+    pub fn open(settings: &Agent, root: &Path, folder: &Path, start: Oid, cancel: Cancel) -> Result<Self> {
         let endpoint: Box<dyn Endpoint> = match settings.kind {
             AgentKind::Replay => {
                 let recorded = root.join(settings.replay.as_deref().context("agent.replay is missing")?);
                 Box::new(Replay::open(&recorded, Mismatch::Allow)?)
+            }
+            AgentKind::Command => {
+                let run = folder.parent().context("a folder of exchanges lies in another")?;
+                Box::new(Recorder::new(Command::open(settings, root, run, start)?, folder)?)
             }
             _ => Box::new(Recorder::new(HttpEndpoint::new(http(settings)?)?, folder)?),
         };
@@ -113,10 +120,7 @@ impl Model {
             budget,
             outage: language_model::Outage::default(),
             cancel,
-            format: match settings.format {
-                AnswerFormat::Blocks => Format::Blocks,
-                AnswerFormat::WholeFile => Format::WholeFile,
-            },
+            format: format(settings),
             output_tokens: u64::from(settings.output_tokens),
             repairs: settings.repairs,
             cost: Cost::default(),
@@ -248,6 +252,15 @@ enum Silence {
     Because(String),
 }
 
+/// How a campaign's model is asked to answer.
+pub fn format(settings: &Agent) -> Format {
+    match settings.answer_format() {
+        AnswerFormat::Blocks => Format::Blocks,
+        AnswerFormat::WholeFile => Format::WholeFile,
+        AnswerFormat::InPlace => Format::InPlace,
+    }
+}
+
 /// What an edit may be, in a form of answers.
 pub fn rules(format: Format) -> Rules<'static> {
     Rules { path: RECIPE, most_bytes: LARGEST_RECIPE, format }
@@ -290,10 +303,14 @@ fn default_variable(kind: AgentKind) -> &'static str {
     }
 }
 
-/// The variable of this process that holds the key, for those who start others.
-pub fn key_variable(settings: &Agent) -> Option<String> {
-    match key_source(settings) {
-        Some(KeySource::Environment(variable)) if settings.kind.writes_code() => Some(variable),
-        _ => None,
+/// The variables of this process that hold keys, for those who start other programs.
+pub fn key_variables(settings: &Agent) -> Vec<String> {
+    match settings.kind {
+        AgentKind::OpenAi | AgentKind::Anthropic => match key_source(settings) {
+            Some(KeySource::Environment(variable)) => vec![variable],
+            _ => Vec::new(),
+        },
+        AgentKind::Command => command::variables(settings),
+        AgentKind::Search | AgentKind::Random | AgentKind::Replay => Vec::new(),
     }
 }

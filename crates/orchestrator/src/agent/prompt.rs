@@ -19,6 +19,10 @@ const LOG_BYTES: usize = 2400;
 /// Most bytes of the change that is in training.
 const DIFF_BYTES: usize = 6000;
 
+/// What stands around the file in its section.
+const FILE_BEGINS: &str = "````rust\n";
+const FILE_ENDS: &str = "\n````";
+
 /// What a prompt is made from, beside the state of the search.
 pub struct Knowledge {
     /// program.md; empty where there is none.
@@ -71,9 +75,20 @@ pub fn prompt(state: &State, knowledge: &Knowledge) -> Prompt {
     }
     changing.push(Section::new("Noise, and what is left", format!("{}\n{}", noise(state.noise()), knowledge.left)));
     changing.push(Section::new("The incumbent's run", quote("train.tsv", knowledge.log.as_bytes(), LOG_BYTES)));
-    let file = format!("````rust\n{}\n````", knowledge.recipe.trim_end());
-    changing.push(Section::new(format!("The file {}", knowledge.rules.path), file));
+    let file = format!("{FILE_BEGINS}{}{FILE_ENDS}", knowledge.recipe.trim_end());
+    changing.push(Section::new(file_title(knowledge.rules.path), file));
     Prompt { stable, changing, turns: Vec::new() }
+}
+
+fn file_title(path: &str) -> String {
+    format!("The file {path}")
+}
+
+/// The file that a prompt shows for a change, if it does.
+pub fn shown_file(prompt: &Prompt, path: &str) -> Option<String> {
+    let section = prompt.changing.iter().find(|section| section.title == file_title(path))?;
+    let text = section.text.strip_prefix(FILE_BEGINS)?.strip_suffix(FILE_ENDS)?;
+    Some(format!("{text}\n"))
 }
 
 fn noise(noise: Option<Noise>) -> String {

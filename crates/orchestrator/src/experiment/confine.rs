@@ -67,6 +67,42 @@ const BUILDING: &[&str] = &[
     "MACOSX_DEPLOYMENT_TARGET",
 ];
 
+/// Variables of a coding program: its language and the way out of this machine. Those with keys are named by the campaign.
+const ASKING: &[&str] = &[
+    "PATH",
+    "LANG",
+    "LC_*",
+    "TZ",
+    "USER",
+    "LOGNAME",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NODE_EXTRA_CA_CERTS",
+];
+/// What a program reads that uses the network: names, certificates, and who the user is.
+const NETWORK: &[&str] = &[
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/ssl",
+    "/etc/pki",
+    "/etc/ca-certificates",
+];
+
+/// Threads and processes of a coding program.
+const ASKING_PROCESSES: u64 = 1024;
 /// Threads and processes of a training run.
 const TRAINING_PROCESSES: u64 = 1024;
 /// Threads and processes of a build.
@@ -75,6 +111,8 @@ const BUILD_PROCESSES: u64 = 4096;
 const OPEN_FILES: u64 = 4096;
 /// Largest file: far above any artifact, far below a disk.
 const FILE_BYTES: u64 = 16 << 30;
+/// Niceness that leaves every other process the processor.
+const LEAST_PRIORITY: i32 = 19;
 const GIB: f64 = (1_u64 << 30) as f64;
 /// Share of the machine's memory, in percent, that one command may take.
 const MEMORY_PERCENT: u64 = 90;
@@ -106,7 +144,7 @@ impl Search<'_> {
             ..limits()
         };
         let watched = Some((out.clone(), (budget.disk_gb * GIB) as u64));
-        let policy = Policy { read, write: vec![out], devices, limits };
+        let policy = Policy { read, write: vec![out], devices, network: false, limits };
         Ok(Confined { policy, inherited: TRAINING, report: report(&self.layout, &name(run), "training")?, watched })
     }
 
@@ -120,7 +158,7 @@ impl Search<'_> {
             memory_bytes: (self.started.accelerator == "none").then(memory).flatten(),
             ..limits()
         };
-        let policy = Policy { read, write: vec![folder.to_owned()], devices: with_graphics(), limits };
+        let policy = Policy { read, write: vec![folder.to_owned()], devices: with_graphics(), network: false, limits };
         Ok(Confined { policy, inherited: TRAINING, report: report(&self.layout, "last", "evaluation")?, watched: None })
     }
 }
@@ -143,7 +181,7 @@ impl Workshop {
         let write = vec![target.to_owned(), self.build_dir.clone()];
         let devices = DEVICES.iter().map(PathBuf::from).collect();
         let limits = Limits { processes: Some(BUILD_PROCESSES), memory_bytes: memory(), ..limits() };
-        let policy = Policy { read, write, devices, limits };
+        let policy = Policy { read, write, devices, network: false, limits };
         Ok(Confined { policy, inherited: BUILDING, report: report(&self.layout, &name(run), "build")?, watched: None })
     }
 }
@@ -152,13 +190,40 @@ impl Workshop {
 fn report(layout: &Layout, of: &str, what: &str) -> Result<PathBuf> {
     let folder = layout.run().join("sandbox");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let report = folder.join(format!("{of}-{what}.json"));
+    fresh(folder.join(format!("{of}-{what}.json")))
+}
+
+/// A report that no earlier command wrote.
+fn fresh(report: PathBuf) -> Result<PathBuf> {
     match fs::remove_file(&report) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(e).with_context(|| format!("cannot replace {}", report.display()))
         }
         _ => Ok(report),
     }
+}
+
+/// How a coding program is confined: it reads the system and what is named, and gets what nobody else wants of the
+/// processor, since a timed run may be beside it.
+///
+/// # Errors
+/// When the last report of the sandbox cannot be removed.
+pub(crate) fn command(
+    mut read: Vec<PathBuf>,
+    write: Vec<PathBuf>,
+    network: bool,
+    watched: (PathBuf, u64),
+    report: PathBuf,
+) -> Result<Confined> {
+    read.extend(SYSTEM.iter().map(PathBuf::from));
+    if network {
+        read.extend(NETWORK.iter().map(PathBuf::from));
+    }
+    let devices = DEVICES.iter().map(PathBuf::from).collect();
+    let limits =
+        Limits { processes: Some(ASKING_PROCESSES), memory_bytes: memory(), nice: Some(LEAST_PRIORITY), ..limits() };
+    let policy = Policy { read, write, devices, network, limits };
+    Ok(Confined { policy, inherited: ASKING, report: fresh(report)?, watched: Some(watched) })
 }
 
 /// A run in the name of a file.
@@ -171,7 +236,7 @@ fn name(run: Run) -> String {
 }
 
 /// Whether a command ended before it was confined. One that was may exit with the same code.
-pub(super) fn unconfined(code: i32, confined: Option<&Confined>) -> bool {
+pub(crate) fn unconfined(code: i32, confined: Option<&Confined>) -> bool {
     code == i32::from(sandbox::FAILED) && confined.is_some_and(|confined| enforced(confined).is_none())
 }
 
@@ -182,7 +247,7 @@ pub(super) fn toolchain_folder(variable: &str, name: &str) -> Option<PathBuf> {
 }
 
 /// What the sandbox said that it enforces, if it came so far.
-pub(super) fn enforced(confined: &Confined) -> Option<Enforced> {
+pub(crate) fn enforced(confined: &Confined) -> Option<Enforced> {
     serde_json::from_slice(&fs::read(&confined.report).ok()?).ok()
 }
 

@@ -9,8 +9,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use campaign::{AgentKind, AnswerFormat};
-use language_model::edit::{Edit, Format};
+use campaign::AgentKind;
+use language_model::edit::Edit;
 use language_model::quote;
 
 use super::build::Tools;
@@ -369,11 +369,8 @@ impl Search<'_> {
             return Err(Failure::Recipe { message: "this search has no baseline yet".into(), hint });
         };
         let recipe = self.workspace.recipe(oid(&incumbent.commit)?)?;
-        let format = match self.campaign.agent.format {
-            AnswerFormat::Blocks => Format::Blocks,
-            AnswerFormat::WholeFile => Format::WholeFile,
-        };
-        let knowledge = self.knowledge(incumbent, &recipe, agent::model::rules(format), 0.0)?;
+        let rules = agent::model::rules(agent::model::format(&self.campaign.agent));
+        let knowledge = self.knowledge(incumbent, &recipe, rules, 0.0)?;
         Ok(prompt::prompt(&self.state, &knowledge).text())
     }
 

@@ -3,18 +3,20 @@
 use std::fs;
 use std::path::Path;
 
-use campaign::Campaign;
+use campaign::{AgentKind, Campaign};
 use language_model::Cancel;
 use serde::Serialize;
 
 use super::Options;
 use super::campaign_file;
-use super::start::with;
+use super::start::{check_sandbox, with};
 use crate::agent::Cost;
-use crate::agent::model::Model;
+use crate::agent::model::{self, Model};
 use crate::error::Failure;
 use crate::layout::Layout;
 use crate::results;
+use crate::secrets;
+use crate::workspace::Workspace;
 
 /// What `agent check` found.
 #[derive(Debug, Serialize)]
@@ -50,14 +52,21 @@ pub fn check_agent(root: &Path, campaign: Option<&str>) -> Result<Answered, Fail
     let file = campaign_file(root, campaign)?;
     let refused =
         |message: String| Failure::Campaign { message, hint: "mend [agent] of the campaign file, or the key".into() };
-    let agent = Campaign::load(&file).map_err(|e| refused(e.to_string()))?.agent;
+    let campaign = Campaign::load(&file).map_err(|e| refused(e.to_string()))?;
+    let agent = campaign.agent;
     if !agent.kind.writes_code() {
         let message = format!("{} asks no language model: its agent is {}", file.display(), agent.kind.name());
         return Err(refused(message));
     }
+    if agent.kind == AgentKind::Command {
+        check_sandbox(campaign.sandbox)?;
+    }
+    secrets::hide(model::key_variables(&agent));
+    let head = Workspace::open(root)?.head()?;
     // A question that belongs to no search.
     let folder = std::env::temp_dir().join(format!("ternary-autoresearch-check-{}", std::process::id()));
-    let mut model = Model::open(&agent, root, &folder, Cancel::default()).map_err(|e| refused(format!("{e:#}")))?;
+    let mut model = Model::open(&agent, root, &folder.join("exchanges"), head, Cancel::default())
+        .map_err(|e| refused(format!("{e:#}")))?;
     let answered = model.check();
     let _ = fs::remove_dir_all(&folder);
     let (answer, cost) = answered.map_err(refused)?;

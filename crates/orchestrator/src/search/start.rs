@@ -38,9 +38,7 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
         message: e.to_string(),
         hint: "experiments/nano/campaign.toml shows every key".into(),
     })?;
-    if let Some(variable) = model::key_variable(&campaign.agent) {
-        secrets::hide(variable);
-    }
+    secrets::hide(model::key_variables(&campaign.agent));
     let workspace = Workspace::open(root)?;
     let layout = choose(root, name, options.tag.as_deref(), &workspace)?;
     let begun = layout.journal().is_file() && !journal::read(&layout.journal())?.is_empty();
@@ -87,7 +85,7 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     if search.agent.writes_code() {
         check_sandbox(search.campaign.sandbox)?;
         let folder = search.layout.exchanges();
-        let model = Model::open(&search.campaign.agent, root, &folder, cancel);
+        let model = Model::open(&search.campaign.agent, root, &folder, search.start, cancel);
         let model = model.map_err(|e| Failure::Campaign {
             message: format!("the language model cannot be asked: {e:#}"),
             hint: "mend [agent] of the campaign file or the key, or run with --agent search".into(),
@@ -177,7 +175,7 @@ pub fn attempt(root: &Path, layout: &Layout, options: &Options, attempt: &Attemp
 }
 
 /// Refuses code that no person wrote where the sandbox is not complete, unless the campaign accepts that.
-fn check_sandbox(wanted: Sandbox) -> Result<(), Failure> {
+pub(super) fn check_sandbox(wanted: Sandbox) -> Result<(), Failure> {
     let why = match wanted {
         Sandbox::BestEffort => return Ok(()),
         Sandbox::Off => "this campaign switches it off".to_owned(),
