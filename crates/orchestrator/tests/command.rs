@@ -148,7 +148,9 @@ END
     let (rows, _) = run(&repository);
     assert_eq!((of(&rows[1], "agent"), of(&rows[1], "status")), ("coder", "keep"), "{}", rows[1]);
     assert_eq!(of(&rows[1], "description"), "rate 9.5e-3");
-    assert_eq!(rows[1]["cost"]["calls"], 2);
+    let recorded = exchanges(&repository);
+    assert!(answer(&recorded[0]).starts_with("HYPOTHESIS: rate BROKEN"));
+    assert!(recorded[1]["prompt"]["turns"][0]["reply"].as_str().unwrap().contains("E0425"));
 }
 
 #[test]
@@ -187,14 +189,17 @@ for path in FOLDER/secret FOLDER/clone/.git/HEAD FOLDER/clone/experiments/nano/r
 done
 kill -0 TEST_PROCESS 2>/dev/null && out="$out signal"
 env | grep -q OTHER_KEY && out="$out other-key"
-python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_STREAM)' 2>/dev/null && out="$out network"
+bash -c 'exec 3<>/dev/tcp/127.0.0.1/TEST_PORT' 2>/dev/null && out="$out network"
 # And what it was given.
 [ "$(cat FOLDER/given/text)" = given ] && [ "$(nice)" = 19 ] && [ -w "$HOME" ] && [ -w "$TMPDIR" ] || out="$out missing"
 sed -i 's/learning_rate: [^,]*,/learning_rate: 9.5e-3,/' crates/trainer/src/train.rs
 sed -i "s/^};/}; \/\/ $THE_KEY/" crates/trainer/src/train.rs
 echo "HYPOTHESIS: out:${out:- nothing}, with $THE_KEY"
 "#;
-    let script = script.replace("TEST_PROCESS", &std::process::id().to_string());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script =
+        script.replace("TEST_PROCESS", &std::process::id().to_string()).replace("TEST_PORT", &port.to_string());
     let given = tempfile::tempdir().unwrap();
     fs::write(given.path().join("text"), "given").unwrap();
     let more = format!("variables = [\"THE_KEY\"], read = [{:?}]", given.path());
