@@ -1,7 +1,8 @@
 //! What a campaign says of a coding program, with what is known of the common ones.
 //!
 //! The arguments are those of the programs' documentation of 2026, compared with their `--help` (but for Aider's). No service
-//! that they ask was within reach where this was written, so none has answered yet. They let a program read and edit files and nothing else, where it can be told so: what confines it is the sandbox.
+//! that they ask was within reach where this was written, so none has answered yet. They let a program read
+//! and edit files and nothing else, where it can be told so: what confines it is the sandbox.
 
 use std::path::PathBuf;
 use std::time::Duration;
