@@ -70,6 +70,23 @@ pub struct Step<'a> {
     pub lr: f64,
     /// Mean cross entropy of the batch with its true tokens, a 0-dim tensor, nats a token.
     pub loss: &'a Tensor,
+    /// Global norm of the gradient before clipping, a 0-dim tensor, for the log; the frame reads it when it reads the loss.
+    pub gradient_norm: Option<&'a Tensor>,
+}
+
+/// A step that is over for the host, with what it has not read yet.
+struct Pending {
+    line: Line,
+    loss: Tensor,
+    gradient_norm: Option<Tensor>,
+}
+
+impl Pending {
+    /// Waits until the device has the figures.
+    fn read(self) -> Line {
+        let value = |tensor: &Tensor| tensor.double_value(&[]);
+        Line { train_loss: value(&self.loss), gradient_norm: self.gradient_norm.as_ref().map(value), ..self.line }
+    }
 }
 
 /// A training run.
@@ -94,8 +111,7 @@ pub struct Run {
     process_started: Instant,
     in_step: bool,
     step_tokens: u64,
-    /// The last step, whose loss the host has not read yet.
-    pending: Option<(Line, Tensor)>,
+    pending: Option<Pending>,
     best_ppl: Option<f64>,
     last_loss: Option<f64>,
 }
@@ -248,8 +264,12 @@ impl Run {
             time_s: self.clock.counted_seconds(),
             best_ppl: self.best_ppl,
             tokens_per_s: tokens as f64 / took.as_secs_f64().max(1e-9),
+            gradient_norm: None,
         };
-        let before = self.pending.replace((line, step.loss.detach().copy()));
+        // Copies: a recipe may go on writing into its tensors.
+        let own = |tensor: &Tensor| tensor.detach().copy();
+        let pending = Pending { line, loss: own(step.loss), gradient_norm: step.gradient_norm.map(own) };
+        let before = self.pending.replace(pending);
         self.write(before)?;
         let progress = self.clock.progress();
         self.bar.set_position((progress * 1000.0) as u64);
@@ -270,8 +290,8 @@ impl Run {
         if let Device::Cuda(index) = self.device {
             tch::Cuda::synchronize(index as i64);
         }
-        let Some((mut line, loss)) = self.pending.take() else { return Ok(()) };
-        line.train_loss = loss.double_value(&[]);
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let mut line = pending.read();
         self.clock.waited();
         if dev_due && line.train_loss.is_finite() {
             line.dev = self.dev.score(&self.config, &snapshot()?, &self.untrained, &self.stop)?;
@@ -288,11 +308,9 @@ impl Run {
         self.record(line)
     }
 
-    /// Writes a step whose loss the device has finished, or nearly.
-    fn write(&mut self, pending: Option<(Line, Tensor)>) -> Result<()> {
-        let Some((mut line, loss)) = pending else { return Ok(()) };
-        line.train_loss = loss.double_value(&[]);
-        self.record(line)
+    /// Writes a step whose figures the device has finished, or nearly.
+    fn write(&mut self, pending: Option<Pending>) -> Result<()> {
+        pending.map_or(Ok(()), |pending| self.record(pending.read()))
     }
 
     fn record(&mut self, line: Line) -> Result<()> {

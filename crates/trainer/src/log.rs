@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// The columns, in order.
-pub const COLUMNS: [&str; 13] = [
+pub const COLUMNS: [&str; 14] = [
     "step",
     "lambda",
     "train_loss",
@@ -21,6 +21,7 @@ pub const COLUMNS: [&str; 13] = [
     "q_zero",
     "q_pos1",
     "tokens_per_s",
+    "grad_norm",
 ];
 
 /// One line of the log.
@@ -42,6 +43,8 @@ pub struct Line {
     pub best_ppl: Option<f64>,
     /// Tokens of the step over its duration.
     pub tokens_per_s: f64,
+    /// Global norm of the gradient before clipping, where the recipe hands it over.
+    pub gradient_norm: Option<f64>,
 }
 
 /// What is only known where dev was measured; always of the hard ternary weights.
@@ -99,6 +102,7 @@ fn row(line: &Line) -> String {
         number(dev.map(|d| d.shares[1]), 4),
         number(dev.map(|d| d.shares[2]), 4),
         format!("{:.1}", line.tokens_per_s),
+        line.gradient_norm.map_or("-".to_owned(), |norm| format!("{norm:.4e}")),
     ]
     .join("\t")
 }
@@ -118,11 +122,13 @@ mod tests {
             time_s: 2.0,
             best_ppl: None,
             tokens_per_s: 1024.0,
+            gradient_norm: None,
         };
-        assert_eq!(row(&line), "3\t1.0000\t0.000000\t1.0000\t-\t-\t1.2500e-3\t2.000\t-\t-\t-\t-\t1024.0");
+        assert_eq!(row(&line), "3\t1.0000\t0.000000\t1.0000\t-\t-\t1.2500e-3\t2.000\t-\t-\t-\t-\t1024.0\t-");
         line.dev = Some(DevColumns { ppl: 20.0, bpb: 1.0, shares: [0.25, 0.5, 0.25] });
         line.best_ppl = Some(20.0);
+        line.gradient_norm = Some(0.25);
         assert_eq!(row(&line).split('\t').count(), COLUMNS.len());
-        assert!(row(&line).contains("20.0000\t1.000000\t1.2500e-3"));
+        assert!(row(&line).contains("20.0000\t1.000000\t1.2500e-3") && row(&line).ends_with("\t1024.0\t2.5000e-1"));
     }
 }

@@ -194,9 +194,10 @@ pub fn train(run: &mut Run) -> Result<Trained> {
         let loss = objective.cross_entropy.shallow_clone();
         objective.backward()?;
 
-        // The gradient's norm stays on the device.
-        let _norm = optimizer.step(&student.gradients(), rate)?;
-        let step = Step { lambda: blend.lambda, lr: knobs.learning_rate * rate, loss: &loss };
+        // Loss and norm stay on the device; the frame reads them a step later.
+        let norm = optimizer.step(&student.gradients(), rate)?;
+        let lr = knobs.learning_rate * rate;
+        let step = Step { lambda: blend.lambda, lr, loss: &loss, gradient_norm: Some(&norm) };
         run.end_step(step, || student.hard_ternary())?;
     }
     student.hard_ternary()

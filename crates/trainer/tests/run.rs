@@ -29,6 +29,8 @@ fn writes_log_artifact_and_summary() {
     assert_eq!(best, measured.iter().copied().fold(f64::INFINITY, f64::min));
     let shares: f64 = ["q_neg1", "q_zero", "q_pos1"].iter().map(|q| last[*q].parse::<f64>().unwrap()).sum();
     assert!((shares - 1.0).abs() < 1e-3);
+    let norms: Vec<f64> = rows.iter().map(|row| row["grad_norm"].parse().unwrap()).collect();
+    assert!(norms.iter().all(|norm| norm.is_finite() && *norm > 0.0), "{norms:?}");
     let loss = |row: &fixture::Row| row["train_loss"].parse::<f64>().unwrap();
     assert!(loss(last) < loss(first), "it learns");
     let (ppl, bpb): (f64, f64) = (last["eval_ppl"].parse().unwrap(), last["eval_bpb"].parse().unwrap());
