@@ -307,6 +307,10 @@ pub struct Agent {
     /// Tokens of the prompt that the table of past experiments may take.
     #[serde(default = "default_history_tokens")]
     pub history_tokens: u64,
+    /// Most tokens of a question about an experiment, by a rough count. Over them, less is shown of what a recipe may call,
+    /// of past experiments, and at last of program.md.
+    #[serde(default = "default_prompt_tokens")]
+    pub prompt_tokens: u64,
     /// Times that a model is told what was wrong with an answer before the experiment goes on without it.
     #[serde(default = "default_repairs")]
     pub repairs: u32,
@@ -440,6 +444,7 @@ impl Default for Agent {
             format: None,
             output_tokens: default_output_tokens(),
             history_tokens: default_history_tokens(),
+            prompt_tokens: default_prompt_tokens(),
             repairs: default_repairs(),
             wait_seconds: 0.0,
             build_ahead: None,
@@ -479,6 +484,9 @@ fn default_output_tokens() -> u32 {
 }
 fn default_history_tokens() -> u64 {
     12_000
+}
+fn default_prompt_tokens() -> u64 {
+    120_000
 }
 fn default_repairs() -> u32 {
     3

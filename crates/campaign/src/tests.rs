@@ -37,7 +37,7 @@ fn unknown_keys_name_the_nearest() {
             "startup = 5",
             "xyz = 10",
             "unknown key agent.xyz; the keys in [agent] are kind, seed, startup, model, base_url, key_variable, key_file, \
-             format, output_tokens, history_tokens, repairs, wait_seconds, build_ahead, search_every, parameters, prices, caps, replay, command",
+             format, output_tokens, history_tokens, prompt_tokens, repairs, wait_seconds, build_ahead, search_every, parameters, prices, caps, replay, command",
         ),
     ];
     for (from, to, wanted) in cases {

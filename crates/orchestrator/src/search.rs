@@ -83,8 +83,6 @@ pub struct Search<'a> {
     pub agent: AgentKind,
     /// The language model that is asked, where one is.
     pub thinking: Option<Thinking>,
-    /// The last experiment that there will be, where that is known.
-    pub last: Option<u64>,
     /// The trainer of the experiment in flight, where it was compiled before.
     pub built_ahead: Option<Built>,
     /// Compiled dependencies, shared with other searches.
@@ -101,7 +99,25 @@ pub struct Search<'a> {
     pub state: State,
     journal: Journal,
     machine: Machine,
+    /// Where the command line ends it.
+    pub limits: Limits,
     _lock: File,
+}
+
+/// When a search ends, as the command line says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// At so many rows.
+    pub experiments: Option<u64>,
+    /// At this time.
+    pub until: Option<Instant>,
+}
+
+impl Limits {
+    /// Hours until then, none once it is over.
+    pub fn hours_left(&self) -> Option<f64> {
+        self.until.map(|until| until.saturating_duration_since(Instant::now()).as_secs_f64() / 3600.0)
+    }
 }
 
 /// Takes the lock of a search, which ends with the file that is returned.
@@ -169,7 +185,6 @@ impl<'a> Search<'a> {
             seed: started.seed,
             agent: campaign.agent.kind,
             thinking: None,
-            last: None,
             built_ahead: None,
             runner: Runner::new(interrupts)?,
             layout,
@@ -183,6 +198,7 @@ impl<'a> Search<'a> {
             state,
             journal,
             machine,
+            limits: Limits::default(),
             _lock: lock,
         };
         search.check_pins()?;
@@ -284,8 +300,8 @@ impl<'a> Search<'a> {
     /// # Errors
     /// When it cannot go on.
     pub fn search(&mut self, experiments: Option<u64>, hours: Option<f64>) -> Result<Stop, Failure> {
-        let begun = Instant::now();
-        self.last = experiments;
+        let hours = hours.map(|hours| Duration::try_from_secs_f64((hours * 3600.0).max(0.0)));
+        self.limits = Limits { experiments, until: hours.and_then(|hours| Instant::now().checked_add(hours.ok()?)) };
         if !self.measure_floor()? {
             return Ok(Stop::Interrupted);
         }
@@ -296,7 +312,7 @@ impl<'a> Search<'a> {
             if experiments.is_some_and(|limit| self.state.rows.len() as u64 >= limit) {
                 return Ok(Stop::Limit(format!("{} experiments are done", self.state.rows.len())));
             }
-            if hours.is_some_and(|limit| begun.elapsed().as_secs_f64() >= limit * 3600.0) {
+            if self.limits.until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(Stop::Limit("its hours are over".into()));
             }
             self.check_space()?;

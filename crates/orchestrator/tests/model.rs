@@ -99,6 +99,8 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
         (0, "Find the best learning rate."),
         (0, "learning_rate: 4e-3"),
         (0, "noise of this campaign is not measured yet"),
+        (0, "This is experiment 2 of at most 4; 1 were kept so far."),
+        (0, "30.0 %, 40.0 %, 30.0 %"),
         (1, "does not occur in the file"),
         (2, "no valid Rust"),
         (3, "cannot find value `BROKEN`"),
@@ -168,12 +170,19 @@ fn a_model_thinks_and_its_proposal_is_compiled_while_something_trains() {
 }
 
 #[test]
-fn a_missing_key_is_named_and_a_cap_is_kept() {
+fn a_missing_key_and_a_want_of_room_are_named_and_a_cap_is_kept() {
     let server = Server::start([]);
     let repository = asking(&server);
     let out = repository.output(&RUN);
     assert_eq!(out.status.code(), Some(7));
     assert!(String::from_utf8_lossy(&out.stderr).contains("TEST_KEY is not set"), "{out:?}");
+
+    let short = self::repository("kind = \"openai\"\nmodel = \"m\"\nkey_variable = \"\"\nprompt_tokens = 100\n");
+    let out = short.output(&RUN);
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(7), "{told}");
+    assert!(told.contains("agent.prompt_tokens is 100") && told.contains("The campaign: "), "{told}");
+    assert!(!short.run_folder().join("journal.jsonl").exists(), "nothing is begun");
 
     let capped = self::repository(&format!(
         "kind = \"openai\"\nmodel = \"m\"\nbase_url = \"{}\"\nkey_variable = \"\"\ncaps = {{ tokens = 10 }}\n",

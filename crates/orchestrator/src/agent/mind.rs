@@ -54,8 +54,8 @@ pub struct Assignment {
 
 /// From an edit to a trainer, in the folder of [`Run::Ahead`](crate::layout::Run::Ahead).
 pub type Compile = Box<dyn FnMut(&Edit) -> Compiled + Send>;
-/// The first question, once it is known what was learnt.
-pub type Question = Box<dyn FnOnce(&[(u64, String)]) -> Prompt + Send>;
+/// The first question, once it is known what was learnt; or why there is none.
+pub type Question = Box<dyn FnOnce(&[(u64, String)]) -> Result<Prompt, String> + Send>;
 
 /// What came of compiling.
 pub enum Compiled {
@@ -226,7 +226,10 @@ fn work(model: &mut Model, assignment: Assignment, compiles: &AtomicBool) -> Ans
     let mut before = Cost::default();
     let (mut thought, shown) = match task {
         Task::Nothing => return Answer { lessons, outcome: Outcome::Nothing, cost: model.take_cost() },
-        Task::Propose(question) => (model.propose(question(&lessons), &recipe, accept), commit),
+        Task::Propose(question) => match question(&lessons) {
+            Ok(question) => (model.propose(question, &recipe, accept), commit),
+            Err(why) => (Thought::None(why), commit),
+        },
         Task::Repair(repair) => {
             before = repair.cost;
             (model.repair(repair.conversation, &repair.complaint, &recipe, accept), repair.shown)

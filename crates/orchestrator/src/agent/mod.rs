@@ -6,7 +6,7 @@
 mod command;
 pub mod mind;
 pub mod model;
-mod outline;
+pub mod outline;
 pub mod prompt;
 mod random;
 mod search;

@@ -4,16 +4,19 @@
 //! It follows `mod` declarations from `lib.rs`, and re-exports at the crate root into private modules. It expands no
 //! macro, evaluates no `cfg` but drops what is for tests, and knows nothing of the crates that these are built on.
 
+mod detail;
 mod signatures;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use syn::{Attribute, Item, UseTree, Visibility};
+
+use detail::Part;
+pub use detail::{Detail, Outline};
 
 /// A crate to show, and what of it.
 struct Shown {
@@ -63,14 +66,14 @@ const SHOWN: [Shown; 5] = [
     Shown { name: "campaign", items: &["Constraints"], without: &[] },
 ];
 
-/// The outline of the crates in the checkout at `root`, in Markdown.
+/// The outline of the crates in the checkout at `root`.
 ///
 /// # Errors
 /// When a source file is missing or does not parse, or a re-export cannot be followed.
-pub fn outline(root: &Path) -> Result<String> {
-    let mut out = String::new();
+pub fn outline(root: &Path) -> Result<Outline> {
+    let mut out = Outline::default();
     for shown in &SHOWN {
-        out.push_str(&of_crate(shown, &root.join("crates").join(shown.name).join("src"))?);
+        out.0.extend(of_crate(shown, &root.join("crates").join(shown.name).join("src"))?);
     }
     // The parser keeps every text it has seen for the sake of spans.
     proc_macro2::extra::invalidate_current_thread_spans();
@@ -87,13 +90,13 @@ struct Module {
     items: Vec<Item>,
 }
 
-fn of_crate(shown: &Shown, sources: &Path) -> Result<String> {
+fn of_crate(shown: &Shown, sources: &Path) -> Result<Vec<Part>> {
     let file = parse(&sources.join("lib.rs"))?;
     let root = Module { path: Vec::new(), public: true, attributes: file.attrs, items: file.items };
     let mut modules = Vec::new();
     collect(root, sources, &mut modules)?;
     let wanted = |name: &str| (shown.items.is_empty() || shown.items.contains(&name)) && !shown.without.contains(&name);
-    let mut out = String::new();
+    let mut out = Vec::new();
     for module in modules.iter().filter(|module| module.public) {
         if shown.without.contains(&module.path.join("::").as_str()) {
             continue;
@@ -112,12 +115,12 @@ fn of_crate(shown: &Shown, sources: &Path) -> Result<String> {
             continue;
         }
         let path: Vec<&str> = [shown.name].into_iter().chain(module.path.iter().map(String::as_str)).collect();
-        writeln!(out, "## {}\n", path.join("::"))?;
-        // Of a crate shown in part, the head would speak of the rest.
-        if let Some(head) = signatures::first_paragraph(&module.attributes).filter(|_| shown.items.is_empty()) {
-            writeln!(out, "{head}\n")?;
-        }
-        writeln!(out, "```rust\n{}```\n", signatures::print(items, shown.without, &hidden_traits(&modules)))?;
+        out.push(Part {
+            path: path.join("::"),
+            // Of a crate shown in part, the head would speak of the rest.
+            head: signatures::first_paragraph(&module.attributes).filter(|_| shown.items.is_empty()),
+            code: signatures::print(items, shown.without, &hidden_traits(&modules)),
+        });
     }
     Ok(out)
 }

@@ -1,21 +1,36 @@
 //! What a language model is asked: the same state of a search always gives the same prompt, what changes least comes first,
 //! so that endpoints can cache it.
 //!
-//! What candidates printed is quoted as data. Reads nothing: the search hands over what it knows.
+//! What candidates printed is quoted as data. Reads nothing but the incumbent's log: the search hands over what it knows.
+//!
+//! A question stays within the campaign's `prompt_tokens`: over them it is put together again with less of what may be
+//! shortened, step by step, and says what it leaves out.
+
+mod incumbent;
+mod left;
+mod shown;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
+use campaign::Campaign;
 use language_model::edit::{Rules, instructions};
 use language_model::history::{Outcome, Past, family, table};
-use language_model::{Lessons, Prompt, QUOTING_NOTE, Section, quote};
+use language_model::{Lessons, Prompt, QUOTING_NOTE, Section, estimated_tokens, quote};
 
+use crate::agent::outline::Outline;
 use crate::ledger::{Row, State, Status};
 use crate::verdict::Noise;
 
-/// Tokens for the lessons.
-const LESSON_TOKENS: u64 = 3000;
-/// Most bytes of the incumbent's log.
-const LOG_BYTES: usize = 2400;
+pub use incumbent::log;
+pub use left::Left;
+use shown::Shown;
+
+/// Lessons get this part of what the table of experiments gets.
+const LESSON_SHARE: u64 = 4;
+/// Most bytes of the reason why an experiment gave nothing.
+const REASON_BYTES: usize = 2400;
 /// Most bytes of the change that is in training.
 const DIFF_BYTES: usize = 6000;
 
@@ -28,18 +43,20 @@ pub struct Knowledge {
     /// program.md; empty where there is none.
     pub program: String,
     /// What a recipe may call.
-    pub outline: String,
+    pub outline: Outline,
     /// What an edit may be.
     pub rules: Rules<'static>,
-    /// The campaign in its own words.
+    /// The campaign in its own words: [`campaign`].
     pub campaign: String,
+    /// Most tokens of the question.
+    pub prompt_tokens: u64,
     /// Tokens for the table of experiments.
     pub history_tokens: u64,
     /// How each kept commit changed its parent, by experiment.
     pub diffs: BTreeMap<u64, String>,
-    /// Lines of the incumbent's log, thinned out.
+    /// The incumbent's log: [`log`].
     pub log: String,
-    /// What is left, in words.
+    /// What is left: [`Left`] in words.
     pub left: String,
     /// What is in training, if anything is: its number, what it tries, and how it changes the incumbent.
     pub in_flight: Option<(u64, String, String)>,
@@ -47,23 +64,69 @@ pub struct Knowledge {
     pub recipe: String,
 }
 
-/// The prompt for the next experiment.
-pub fn prompt(state: &State, knowledge: &Knowledge) -> Prompt {
-    let mut stable = Vec::new();
-    if !knowledge.program.trim().is_empty() {
-        stable.push(Section::new("The program", knowledge.program.as_str()));
+/// Why there is no question.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the shortest question takes {tokens} tokens, about, and agent.prompt_tokens is {limit}: raise it, with the context of \
+     the endpoint, or shorten what is long ({parts})"
+)]
+pub struct TooLong {
+    /// Its tokens, estimated.
+    tokens: u64,
+    /// What it may have.
+    limit: u64,
+    /// Its sections with the tokens of each.
+    parts: String,
+}
+
+/// The prompt for the next experiment: as much of what is known as fits.
+///
+/// # Errors
+/// When not even the shortest one fits.
+pub fn prompt(state: &State, knowledge: &Knowledge) -> Result<Prompt, TooLong> {
+    let pasts = pasts(state, &knowledge.diffs);
+    let (limit, history) = (knowledge.prompt_tokens, knowledge.history_tokens);
+    let mut shortest = Prompt::default();
+    for shown in shown::steps(&knowledge.program, history) {
+        let left_out = shown.left_out(history);
+        shortest = assemble(state, knowledge, &pasts, &shown, &left_out);
+        if shortest.tokens() <= limit {
+            if !left_out.is_empty() {
+                tracing::info!(limit, tokens = shortest.tokens(), left_out = left_out.join("; "), "a shorter question");
+            }
+            return Ok(shortest);
+        }
     }
-    stable.push(Section::new("What a recipe may call", knowledge.outline.as_str()));
+    let sections = shortest.stable.iter().chain(&shortest.changing);
+    let parts = sections.map(|section| format!("{}: {}", section.title, estimated_tokens(&section.text)));
+    Err(TooLong { tokens: shortest.tokens(), limit, parts: parts.collect::<Vec<_>>().join(", ") })
+}
+
+fn assemble(state: &State, knowledge: &Knowledge, pasts: &[Past], shown: &Shown, left_out: &[String]) -> Prompt {
+    let mut stable = Vec::new();
+    let program = shown.program(&knowledge.program);
+    if !program.trim().is_empty() {
+        stable.push(Section::new("The program", program));
+    }
+    let outline = knowledge.outline.text(shown.outline, &knowledge.recipe);
+    if !outline.is_empty() {
+        stable.push(Section::new("What a recipe may call", outline));
+    }
     stable.push(Section::new("The campaign", format!("```toml\n{}\n```", knowledge.campaign.trim_end())));
     stable.push(Section::new("How to answer", format!("{}\n\n{QUOTING_NOTE}", instructions(&knowledge.rules))));
-    let mut changing =
-        vec![Section::new("Experiments so far", table(&pasts(state, &knowledge.diffs), knowledge.history_tokens))];
+    let mut changing = Vec::new();
+    if !left_out.is_empty() {
+        let list = left_out.iter().map(|part| format!("- {part}\n")).collect::<String>();
+        let text = format!("There is room for {} tokens. Left out:\n\n{list}", knowledge.prompt_tokens);
+        changing.push(Section::new("What is not shown here", text));
+    }
+    changing.push(Section::new("Experiments so far", table(pasts, shown.history)));
     let mut lessons = Lessons::default();
     for (experiment, lesson) in &state.lessons {
         lessons.add(*experiment, lesson);
     }
     if !lessons.all().is_empty() {
-        changing.push(Section::new("Lessons", lessons.list(LESSON_TOKENS)));
+        changing.push(Section::new("Lessons", lessons.list(shown.history / LESSON_SHARE)));
     }
     if let Some((number, description, diff)) = &knowledge.in_flight {
         let text = format!(
@@ -74,7 +137,7 @@ pub fn prompt(state: &State, knowledge: &Knowledge) -> Prompt {
         changing.push(Section::new("In training", text));
     }
     changing.push(Section::new("Noise, and what is left", format!("{}\n{}", noise(state.noise()), knowledge.left)));
-    changing.push(Section::new("The incumbent's run", quote("train.tsv", knowledge.log.as_bytes(), LOG_BYTES)));
+    changing.push(Section::new("The incumbent's run", incumbent::section(state, &knowledge.log, shown.curve)));
     let file = format!("{FILE_BEGINS}{}{FILE_ENDS}", knowledge.recipe.trim_end());
     changing.push(Section::new(file_title(knowledge.rules.path), file));
     Prompt { stable, changing, turns: Vec::new() }
@@ -91,14 +154,26 @@ pub fn shown_file(prompt: &Prompt, path: &str) -> Option<String> {
     Some(format!("{text}\n"))
 }
 
+/// What a campaign says that concerns a recipe. Who proposes and where keys lie does not, nor how candidates are confined.
+///
+/// # Errors
+/// When it cannot be written as TOML.
+pub fn campaign(campaign: &Campaign) -> Result<String, toml::ser::Error> {
+    let mut table = toml::Table::try_from(campaign)?;
+    for section in ["agent", "sandbox"] {
+        table.remove(section);
+    }
+    toml::to_string(&table)
+}
+
 fn noise(noise: Option<Noise>) -> String {
     noise.map_or_else(
         || "The run-to-run noise of this campaign is not measured yet.".into(),
         |noise| {
             format!(
-                "The run-to-run standard deviation of the loss is {:.4} nats per token. A gain must stand out from it; a \
-                 borderline one is run again with other seeds.",
-                noise.sd
+                "The run-to-run standard deviation of the loss is {:.4} ± {:.4} nats per token. A gain must stand out from \
+                 it; a borderline one is run again with other seeds.",
+                noise.sd, noise.error
             )
         },
     )
@@ -135,37 +210,7 @@ pub fn result(row: &Row, noise: Option<Noise>) -> String {
         }
         _ => {
             let reason = row.reason.as_deref().unwrap_or(row.status.name());
-            format!("Your change gave nothing to measure.\n{}", quote("Reason", reason.as_bytes(), LOG_BYTES))
+            format!("Your change gave nothing to measure.\n{}", quote("Reason", reason.as_bytes(), REASON_BYTES))
         }
-    }
-}
-
-/// Lines of a training log, spread over its length, with its header.
-pub fn thinned(log: &str, lines: usize) -> String {
-    let all: Vec<&str> = log.lines().collect();
-    let Some((header, rest)) = all.split_first() else { return String::new() };
-    let count = rest.len().min(lines);
-    let mut text = format!("{header}\n");
-    for i in 0..count {
-        // The last line is always there.
-        text.push_str(rest[(i + 1) * rest.len() / count - 1]);
-        text.push('\n');
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_is_thinned_evenly_and_ends_with_its_end() {
-        let log: String = std::iter::once("step\tloss".to_owned())
-            .chain((1..=100).map(|i| format!("{i}\t3")))
-            .collect::<Vec<_>>()
-            .join("\n");
-        assert_eq!(thinned(&log, 4), "step\tloss\n25\t3\n50\t3\n75\t3\n100\t3\n");
-        assert_eq!(thinned("step\n1", 4), "step\n1\n");
-        assert_eq!(thinned("", 4), "");
     }
 }

@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use campaign::AgentKind;
-use language_model::edit::Edit;
-use language_model::quote;
+use language_model::edit::{Edit, Rules};
+use language_model::{Spent, quote};
 
 use super::build::Tools;
 use super::train::REHEARSAL_LOG;
 use super::{Broken, oid};
 use crate::agent::mind::{Answer, Assignment, Compile, Compiled, Draft, Lesson, Mind, Outcome, Repair, Task};
 use crate::agent::model::Conversation;
-use crate::agent::prompt::{self, Knowledge};
+use crate::agent::outline::Outline;
+use crate::agent::prompt::{self, Knowledge, Left};
 use crate::agent::{self, Cost};
 use crate::error::Failure;
 use crate::files;
@@ -28,8 +29,6 @@ use crate::ledger::{Abandoned, Built, Event, Proposed, Row, Status, Unused};
 use crate::search::Search;
 use crate::workspace::Workspace;
 
-/// Lines of the incumbent's training log in a prompt.
-const LOG_LINES: usize = 12;
 /// Most bytes of a compiler's or trainer's output in a prompt.
 const OUTPUT_BYTES: usize = 6000;
 /// How often a waiting search looks for an answer.
@@ -77,11 +76,15 @@ impl Search<'_> {
         if self.thinking.is_some() {
             self.hear()?;
             self.renew_draft()?;
-            // The experiment that is in flight has the next number.
-            let number = self.state.next() + u64::from(self.state.flight.is_some());
-            self.ask(self.last.is_none_or(|last| number <= last))?;
+            self.ask(self.limits.experiments.is_none_or(|last| self.next_proposal() <= last))?;
         }
         Ok(())
+    }
+
+    /// Number of the experiment that the next proposal is for.
+    fn next_proposal(&self) -> u64 {
+        // The experiment that is in flight has the next number.
+        self.state.next() + u64::from(self.state.flight.is_some())
     }
 
     /// The next recipe of the language model, if there is one in time.
@@ -270,15 +273,14 @@ impl Search<'_> {
         let task = match repair {
             Some(repair) => Task::Repair(Box::new(repair)),
             None if wanted => {
-                let dollars = thinking.mind.spent().dollars;
-                let knowledge = self.knowledge(incumbent, &recipe, thinking.mind.rules(), dollars)?;
+                let knowledge = self.knowledge(incumbent, &recipe, thinking.mind.rules(), thinking.mind.spent())?;
                 let mut state = self.state.clone();
                 Task::Propose(Box::new(move |lessons| {
                     for (experiment, answer) in lessons {
                         let lesson = agent::lesson(&state.lessons, *experiment, answer);
                         state.lessons.extend(lesson.map(|lesson| (*experiment, lesson)));
                     }
-                    prompt::prompt(&state, &knowledge)
+                    prompt::prompt(&state, &knowledge).map_err(|too_long| too_long.to_string())
                 }))
             }
             None => Task::Nothing,
@@ -370,25 +372,21 @@ impl Search<'_> {
         };
         let recipe = self.workspace.recipe(oid(&incumbent.commit)?)?;
         let rules = agent::model::rules(agent::model::format(&self.campaign.agent));
-        let knowledge = self.knowledge(incumbent, &recipe, rules, 0.0)?;
-        Ok(prompt::prompt(&self.state, &knowledge).text())
+        let knowledge = self.knowledge(incumbent, &recipe, rules, &Spent::default())?;
+        prompt::prompt(&self.state, &knowledge).map(|question| question.text()).map_err(|too_long| Failure::Campaign {
+            message: too_long.to_string(),
+            hint: "the search goes on with the built-in agent; mend [agent] and start another with --tag".into(),
+        })
     }
 
-    fn knowledge(
-        &self,
-        incumbent: &Row,
-        recipe: &str,
-        rules: language_model::edit::Rules<'static>,
-        dollars: f64,
-    ) -> Result<Knowledge> {
+    fn knowledge(&self, incumbent: &Row, recipe: &str, rules: Rules<'static>, spent: &Spent) -> Result<Knowledge> {
         // All but the recipe is in every commit what it is in the worktree.
         let folder = self.worktree.folder();
         let program = fs::read_to_string(folder.join("program.md")).unwrap_or_default();
         let outline = agent::outline(folder).unwrap_or_else(|e| {
             tracing::warn!(error = %format!("{e:#}"), "the prompt has no outline of what a recipe may call");
-            String::new()
+            Outline::default()
         });
-        let log = fs::read_to_string(self.layout.out(Run::Experiment(incumbent.experiment)).join("train.tsv"));
         let diff = |parent: Option<&str>, commit: &str| match (parent.map(oid), oid(commit)) {
             (Some(Ok(from)), Ok(to)) => self.workspace.diff(from, to).unwrap_or_default(),
             _ => String::new(),
@@ -396,24 +394,29 @@ impl Search<'_> {
         let kept = self.state.rows.iter().filter(|row| row.status == Status::Keep);
         let diffs: BTreeMap<u64, String> =
             kept.map(|row| (row.experiment, diff(row.parent.as_deref(), &row.commit))).collect();
-        let left = format!(
-            "{} experiments are over; {} were kept so far. ${dollars:.2} were spent on language models.",
-            self.state.rows.len(),
-            diffs.len()
-        );
         let in_flight = self.state.flight.as_ref().map(|flight| {
             let Proposed { experiment, parent, commit, description, .. } = &flight.proposed;
             (*experiment, description.clone(), diff(parent.as_deref(), commit))
         });
+        let agent = &self.campaign.agent;
+        let left = Left {
+            experiment: self.next_proposal(),
+            kept: diffs.len(),
+            experiments: self.limits.experiments,
+            hours: self.limits.hours_left(),
+            spent,
+            caps: &agent.caps,
+        };
         Ok(Knowledge {
             program,
             outline,
             rules,
-            campaign: toml::to_string(&self.campaign)?,
-            history_tokens: self.campaign.agent.history_tokens,
+            campaign: prompt::campaign(&self.campaign)?,
+            prompt_tokens: agent.prompt_tokens,
+            history_tokens: agent.history_tokens,
             diffs,
-            log: prompt::thinned(&log.unwrap_or_default(), LOG_LINES),
-            left,
+            log: prompt::log(&self.layout.out(Run::Experiment(incumbent.experiment)).join("train.tsv")),
+            left: left.to_string(),
             in_flight,
             recipe: recipe.to_owned(),
         })

@@ -1,19 +1,23 @@
 //! `agent check`: does the campaign's language model answer, what does that cost, and what would it be asked next?
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use anyhow::Context;
 use campaign::{AgentKind, Campaign};
-use language_model::Cancel;
+use language_model::{Cancel, Spent};
 use serde::Serialize;
 
 use super::Options;
 use super::campaign_file;
 use super::start::{check_sandbox, with};
-use crate::agent::Cost;
 use crate::agent::model::{self, Model};
+use crate::agent::prompt::{self, Knowledge, Left};
+use crate::agent::{self, Cost};
 use crate::error::Failure;
-use crate::layout::Layout;
+use crate::layout::{Layout, RECIPE};
+use crate::ledger::State;
 use crate::results;
 use crate::secrets;
 use crate::workspace::Workspace;
@@ -53,7 +57,7 @@ pub fn check_agent(root: &Path, campaign: Option<&str>) -> Result<Answered, Fail
     let refused =
         |message: String| Failure::Campaign { message, hint: "mend [agent] of the campaign file, or the key".into() };
     let campaign = Campaign::load(&file).map_err(|e| refused(e.to_string()))?;
-    let agent = campaign.agent;
+    let agent = &campaign.agent;
     if !agent.kind.writes_code() {
         let message = format!("{} asks no language model: its agent is {}", file.display(), agent.kind.name());
         return Err(refused(message));
@@ -61,16 +65,45 @@ pub fn check_agent(root: &Path, campaign: Option<&str>) -> Result<Answered, Fail
     if agent.kind == AgentKind::Command {
         check_sandbox(campaign.sandbox)?;
     }
-    secrets::hide(model::key_variables(&agent));
+    secrets::hide(model::key_variables(agent));
+    check_question(root, &campaign)?;
     let head = Workspace::open(root)?.head()?;
     // A question that belongs to no search.
     let folder = std::env::temp_dir().join(format!("ternary-autoresearch-check-{}", std::process::id()));
-    let mut model = Model::open(&agent, root, &folder.join("exchanges"), head, Cancel::default())
+    let mut model = Model::open(agent, root, &folder.join("exchanges"), head, Cancel::default())
         .map_err(|e| refused(format!("{e:#}")))?;
     let answered = model.check();
     let _ = fs::remove_dir_all(&folder);
     let (answer, cost) = answered.map_err(refused)?;
     Ok(Answered { model: model.name().to_owned(), answer, cost })
+}
+
+/// Refuses a campaign whose language model would be asked more than it may, before anything is begun.
+///
+/// # Errors
+/// [`Failure::Campaign`] with the sizes of the question's parts.
+pub(super) fn check_question(root: &Path, campaign: &Campaign) -> Result<(), Failure> {
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let (spent, agent) = (Spent::default(), &campaign.agent);
+    let left =
+        Left { experiment: 1, kept: 0, experiments: None, hours: None, spent: &spent, caps: &agent.caps }.to_string();
+    let knowledge = Knowledge {
+        program: read("program.md"),
+        outline: agent::outline(root).unwrap_or_default(),
+        rules: model::rules(model::format(agent)),
+        campaign: prompt::campaign(campaign).context("cannot write the campaign out")?,
+        prompt_tokens: agent.prompt_tokens,
+        history_tokens: agent.history_tokens,
+        diffs: BTreeMap::new(),
+        log: String::new(),
+        left,
+        in_flight: None,
+        recipe: read(RECIPE),
+    };
+    prompt::prompt(&State::default(), &knowledge).map(drop).map_err(|too_long| Failure::Campaign {
+        message: too_long.to_string(),
+        hint: "mend [agent] of the campaign file, or run with --agent search".into(),
+    })
 }
 
 /// The next question of a search that does not run, as it would be sent.

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use campaign::{AgentKind, Campaign, Sandbox};
 use language_model::Cancel;
 
+use super::ask::check_question;
 use super::{Options, Search, Stop, lock, resumed};
 use crate::agent::mind::Mind;
 use crate::agent::model::{self, Model};
@@ -47,6 +48,9 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     } else {
         workspace.head()?;
         workspace.check_committed()?;
+        if options.agent.unwrap_or(campaign.agent.kind).writes_code() {
+            check_question(root, &campaign)?;
+        }
         if workspace.branch(&layout.tag)?.is_some() {
             return Err(Failure::Checkout {
                 message: format!("branch autoresearch/{} exists, and its search is not on this machine", layout.tag),
@@ -109,7 +113,7 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     let reason = match stop? {
         Stop::Interrupted => "interrupted".to_owned(),
         Stop::Limit(why) => {
-            search.last = Some(search.state.rows.len() as u64);
+            search.limits.experiments = Some(search.state.rows.len() as u64);
             // The last keep is no lucky number either.
             if search.settle()? && search.measure_report()? { why } else { format!("{why}; interrupted") }
         }

@@ -12,7 +12,7 @@ fn of_shown(shown: &Shown, files: &[(&str, &str)]) -> Result<String> {
         std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
         std::fs::write(path, text).expect("a file");
     }
-    of_crate(shown, folder.path())
+    Ok(Outline(of_crate(shown, folder.path())?).text(Detail::Paragraphs, ""))
 }
 
 #[test]
@@ -225,7 +225,8 @@ fn what_cannot_be_followed_is_an_error_that_names_it() {
 #[test]
 fn of_this_repository() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let outline = outline(&root).expect("an outline");
+    let shown = outline(&root).expect("an outline");
+    let outline = shown.text(Detail::Paragraphs, "");
     for needed in [
         "    pub fn refresh(&mut self, blend: Blend);\n",
         "## ternary::weight\n",
@@ -254,7 +255,40 @@ fn of_this_repository() {
     let (crates, frame) = outline.split_once("## trainer::").expect("the frame behind the crates");
     assert!(crates.len() < CRATES_LIMIT, "`ternary` and `model` take {} bytes", crates.len());
     assert!(frame.len() < FRAME_LIMIT, "the rest takes {} bytes", frame.len());
-    assert!(outline == super::outline(&root).expect("an outline"), "it is the same each time");
+    assert!(shown == super::outline(&root).expect("an outline"), "it is the same each time");
+
+    let recipe = std::fs::read_to_string(root.join(crate::layout::RECIPE)).expect("the recipe");
+    let of = |detail| shown.text(detail, &recipe);
+    let (sentences, signatures, named) = (of(Detail::Sentences), of(Detail::Signatures), of(Detail::Named));
+    assert!(sentences.len() < outline.len() && signatures.len() < sentences.len() && named.len() < signatures.len());
+    for used in ["## ternary::weight\n", "## ternary::loss\n", "## model\n", "## trainer::frame\n", "pub fn objective"]
+    {
+        assert!(named.contains(used), "{used} is missing");
+    }
+    assert!(signatures.contains("## ternary::muon\n") && !named.contains("## ternary::muon\n"));
+    assert!(!signatures.contains("///") && of(Detail::Nothing).is_empty());
+}
+
+#[test]
+fn documentation_is_shortened_to_sentences_and_to_nothing() {
+    let source = "//! Is for e.g. this. And that.\n/// Takes 0.5 of it. The rest stays.\n///\n/// # Errors\n/// Never.\n\
+                  pub fn half() {}\npub struct Point {\n    /// Across. In metres.\n    pub x: f64,\n}\n";
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("lib.rs"), source).expect("a file");
+    let parts = of_crate(&Shown { name: "parts", items: &[], without: &[] }, folder.path()).expect("an outline");
+    let text = |detail| Outline(parts.clone()).text(detail, "use parts::half;");
+    let item = "pub fn half();\n";
+    let structure = |documentation| format!("pub struct Point {{\n{documentation}    pub x: f64,\n}}\n```\n\n");
+    assert_eq!(
+        text(Detail::Sentences),
+        format!(
+            "## parts\n\nIs for e.g. this.\n\n```rust\n/// Takes 0.5 of it.\n{item}{}",
+            structure("    /// Across.\n")
+        )
+    );
+    assert_eq!(text(Detail::Signatures), format!("## parts\n\n```rust\n{item}{}", structure("")));
+    assert_eq!(text(Detail::Named), text(Detail::Signatures));
+    assert_eq!(Outline(parts).text(Detail::Named, "use counterparts::half; // parts"), "");
 }
 
 /// Bytes: some 13,000 tokens.
