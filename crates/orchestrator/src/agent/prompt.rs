@@ -114,6 +114,9 @@ fn assemble(state: &State, knowledge: &Knowledge, pasts: &[Past], shown: &Shown,
     }
     stable.push(Section::new("The campaign", format!("```toml\n{}\n```", knowledge.campaign.trim_end())));
     stable.push(Section::new("How to answer", format!("{}\n\n{QUOTING_NOTE}", instructions(&knowledge.rules))));
+    // It changes with the incumbent only, the table below with every experiment.
+    let file = format!("{FILE_BEGINS}{}{FILE_ENDS}", knowledge.recipe.trim_end());
+    stable.push(Section::new(file_title(knowledge.rules.path), file));
     let mut changing = Vec::new();
     if !left_out.is_empty() {
         let list = left_out.iter().map(|part| format!("- {part}\n")).collect::<String>();
@@ -138,8 +141,6 @@ fn assemble(state: &State, knowledge: &Knowledge, pasts: &[Past], shown: &Shown,
     }
     changing.push(Section::new("Noise, and what is left", format!("{}\n{}", noise(state.noise()), knowledge.left)));
     changing.push(Section::new("The incumbent's run", incumbent::section(state, &knowledge.log, shown.curve)));
-    let file = format!("{FILE_BEGINS}{}{FILE_ENDS}", knowledge.recipe.trim_end());
-    changing.push(Section::new(file_title(knowledge.rules.path), file));
     Prompt { stable, changing, turns: Vec::new() }
 }
 
@@ -149,7 +150,7 @@ fn file_title(path: &str) -> String {
 
 /// The file that a prompt shows for a change, if it does.
 pub fn shown_file(prompt: &Prompt, path: &str) -> Option<String> {
-    let section = prompt.changing.iter().find(|section| section.title == file_title(path))?;
+    let section = prompt.stable.iter().find(|section| section.title == file_title(path))?;
     let text = section.text.strip_prefix(FILE_BEGINS)?.strip_suffix(FILE_ENDS)?;
     Some(format!("{text}\n"))
 }

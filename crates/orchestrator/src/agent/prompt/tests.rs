@@ -112,6 +112,10 @@ fn the_incumbents_figures_are_told() {
         assert!(text.contains(figure), "{figure}: {text}");
     }
     assert!(!text.contains("What is not shown here"));
+    // Until the incumbent changes, what endpoints cache stays.
+    let later = Texts::new().ask(&search(8), u64::MAX).expect("room");
+    assert_eq!(later.stable, Texts::new().ask(&search(5), u64::MAX).expect("room").stable);
+    assert_ne!(later.text(), text);
     // Who proposes, and where keys are, is not the model's business.
     assert!(text.contains("[constraints]") && !text.contains("[agent]"));
 }
