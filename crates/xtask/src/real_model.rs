@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use campaign::{AgentKind, Campaign};
+use campaign::{AgentKind, Campaign, Sandbox};
 
 use crate::{cargo, root};
 
@@ -48,18 +48,25 @@ pub fn run(experiments: usize) -> Result<()> {
     let server = Server::start(&folder)?;
     println!("{} at {}", model_name(), server.address);
     let clone = checkout(&root, &folder.join("checkout"), &server.address)?;
-    let orchestrator = build(&root)?;
-    // Compiled dependencies are the checkout's, which its own searches use too.
-    let shared = root.join("target/search");
+    // The clone's programs have a folder of their own, which outlives it; two checkouts in one would mix.
+    let target = folder.join("build");
     let libtorch = libtorch(&root)?;
+    let within = |mut command: Command| {
+        command.current_dir(&clone).env("CARGO_TARGET_DIR", &target).env("LIBTORCH", &libtorch);
+        command
+    };
+    let mut build = within(cargo(&root));
+    build.args(["build", "--quiet", "--release", "--locked", "--workspace", "--bin", "orchestrator"]);
+    finish(&mut build)?;
     let ask = |arguments: &[&str]| {
-        let mut command = Command::new(&orchestrator);
-        command.current_dir(&clone).args(arguments).args(["--tag", TAG]);
-        command.env("CARGO_TARGET_DIR", &shared).env("LIBTORCH", &libtorch);
+        let mut command = within(Command::new(target.join("release/orchestrator")));
+        command.args(arguments).args(["--tag", TAG]);
         command
     };
     let mut search = ask(&["run", CAMPAIGN, "--experiments", &experiments.to_string()]);
-    let ended = search.arg("--build-dir").arg(&shared).status().context("cannot start the orchestrator")?;
+    // What candidates are built from is compiled already where the checkout was searched in.
+    let ended =
+        search.arg("--build-dir").arg(root.join("target/search")).status().context("cannot start the orchestrator")?;
     drop(server);
     ensure!(ended.success(), "the search ended with {ended}; it lies in {}", clone.display());
     let status = ask(&["status", CAMPAIGN, "--json"]).output().context("cannot start the orchestrator")?;
@@ -132,6 +139,8 @@ fn checkout(root: &Path, clone: &Path, address: &str) -> Result<PathBuf> {
     }
     let file = clone.join(&experiment).join("campaign.toml");
     let mut campaign = Campaign::load(&file)?;
+    // As much of the sandbox as there is: this is tried in containers too.
+    campaign.sandbox = Sandbox::BestEffort;
     campaign.budget.seconds = Some(SECONDS);
     campaign.evaluation.max_tokens = Some(16_384);
     campaign.evaluation.dev_evals = 1;
@@ -149,15 +158,6 @@ fn checkout(root: &Path, clone: &Path, address: &str) -> Result<PathBuf> {
     let commit = ["-c", "user.name=xtask", "-c", "user.email=xtask@localhost", "commit", "--quiet", "--all"];
     finish(Command::new("git").current_dir(clone).args(commit).args(["-m", "A short campaign with a real model"]))?;
     Ok(clone.to_owned())
-}
-
-/// The orchestrator of the checkout, built as its own `run` builds programs.
-fn build(root: &Path) -> Result<PathBuf> {
-    let target = root.join("target/search");
-    let mut cargo = cargo(root);
-    cargo.args(["build", "--quiet", "--release", "--locked", "--workspace", "--bin", "orchestrator"]);
-    finish(cargo.env("CARGO_TARGET_DIR", &target).env("LIBTORCH", libtorch(root)?))?;
-    Ok(target.join("release/orchestrator"))
 }
 
 /// The checkout's libtorch by one name everywhere: another one compiles its bindings again.
