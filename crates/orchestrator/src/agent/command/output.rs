@@ -35,11 +35,11 @@ pub(super) fn read(form: Output, printed: &[u8]) -> Said {
 
 /// One object of type `result`; an array of all messages when it is told to be verbose.
 fn claude(values: Vec<Value>) -> Option<Said> {
-    let flat = values.into_iter().flat_map(|value| match value {
+    let mut flat = values.into_iter().flat_map(|value| match value {
         Value::Array(values) => values,
         value => vec![value],
     });
-    let result = flat.filter(|value| value["type"] == "result").last()?;
+    let result = flat.rfind(|value| value["type"] == "result")?;
     let text = text(&result["result"]);
     let usage = &result["usage"];
     Some(Said {

@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_log_is_thinned_evenly_and_ends_with_its_end() {
-        let line = |i: u32| if i % 30 == 0 { format!("{i}\t3\t20.5") } else { format!("{i}\t3\t-") };
+        let line = |i: u32| if i.is_multiple_of(30) { format!("{i}\t3\t20.5") } else { format!("{i}\t3\t-") };
         let log = format!("step\tloss\teval_ppl\n{}\n", (1..=100).map(line).collect::<Vec<_>>().join("\n"));
         let expected = "step\tloss\teval_ppl\n25\t3\t-\n30\t3\t20.5\n60\t3\t20.5\n100\t3\t-\n";
         assert_eq!(thinned(&log, 4), expected);
