@@ -22,6 +22,7 @@ pub enum Step {
     /// Sends nothing, until the client hangs up.
     Hold,
     /// Sends nothing for so long.
+    #[allow(dead_code, reason = "a benchmark of the orchestrator uses it")]
     Pause(Duration),
 }
 

@@ -46,7 +46,7 @@ pub struct Knowledge {
     pub outline: Outline,
     /// What an edit may be.
     pub rules: Rules<'static>,
-    /// The campaign in its own words: [`campaign`].
+    /// The campaign in its own words: [`campaign()`].
     pub campaign: String,
     /// Most tokens of the question.
     pub prompt_tokens: u64,
@@ -54,7 +54,7 @@ pub struct Knowledge {
     pub history_tokens: u64,
     /// How each kept commit changed its parent, by experiment.
     pub diffs: BTreeMap<u64, String>,
-    /// The incumbent's log: [`log`].
+    /// The incumbent's log: [`log()`].
     pub log: String,
     /// What is left: [`Left`] in words.
     pub left: String,
