@@ -16,6 +16,9 @@ use crate::gguf::Gguf;
 use crate::sources::{Fetcher, Opened};
 use crate::{gguf_model, tokenizer};
 
+/// The files of a base model in the data folder.
+pub const OUTPUTS: [&str; 3] = ["base/config.json", "base/model.safetensors", "base/base.json"];
+
 /// Where a base model was found.
 #[derive(Debug)]
 pub struct Base {
@@ -93,7 +96,7 @@ impl Base {
             }
         }
         bar.finish_and_clear();
-        Ok(["base/config.json", "base/model.safetensors", "base/base.json"].map(str::to_owned).to_vec())
+        Ok(OUTPUTS.map(str::to_owned).to_vec())
     }
 
     /// The model's shape, without fetching weights of a checkpoint.
@@ -154,7 +157,11 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn write<V: View>(
+/// Writes the canonical form of a model below `data`; `source` says where it is from.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write<V: View>(
     data: &Path,
     config: &ModelConfig,
     tensors: Vec<(String, V)>,

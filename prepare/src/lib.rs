@@ -13,6 +13,7 @@ pub mod files;
 pub mod gguf;
 pub mod gguf_model;
 pub mod hub;
+mod pretrain;
 pub mod sources;
 pub mod stamp;
 pub mod text;
@@ -23,7 +24,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use campaign::{Campaign, Source};
+use campaign::{Campaign, Model, Source};
 use corpus::Manifest;
 use serde::Serialize;
 use serde_json::json;
@@ -31,6 +32,7 @@ use serde_json::json;
 use crate::base::Base;
 use crate::collect::Library;
 use crate::files::{Progress, sha256, write_bytes};
+use crate::pretrain::Pretraining;
 use crate::sources::Fetcher;
 use crate::stamp::Stamp;
 
@@ -65,6 +67,8 @@ pub struct Options {
     pub data: PathBuf,
     /// Folder of fetched packages; `.cache` in the repository when absent.
     pub cache: Option<PathBuf>,
+    /// The program that trains a parent from `[model.pretrain]`; `pretrain` beside this one when absent.
+    pub pretrainer: Option<PathBuf>,
     /// Only this stage (and what it needs); all when absent.
     pub only: Option<Stage>,
     /// No bars and notes.
@@ -103,6 +107,7 @@ pub fn prepare(options: &Options) -> Result<Outcome> {
     let mut work = Work {
         stamp: Stamp::load(data),
         campaign: &campaign,
+        campaign_file: &options.campaign,
         fetcher: &fetcher,
         data,
         base: None,
@@ -113,13 +118,18 @@ pub fn prepare(options: &Options) -> Result<Outcome> {
     if wanted(Stage::Base) && campaign.model.base.is_some() {
         work.base_stage()?;
     }
-    if wanted(Stage::Tokenizer) || wanted(Stage::Text) {
+    // A parent that is trained here needs the text.
+    let pretrains = wanted(Stage::Base) && campaign.model.pretrain.is_some();
+    if wanted(Stage::Tokenizer) || wanted(Stage::Text) || pretrains {
         work.tokenizer_stage()?;
     }
-    if wanted(Stage::Text) {
+    if wanted(Stage::Text) || pretrains {
         work.text_stage()?;
     }
-    let needed = [Stage::Tokenizer, Stage::Text].into_iter().chain(campaign.model.base.as_ref().map(|_| Stage::Base));
+    if pretrains {
+        work.pretrain_stage(options.pretrainer.as_deref())?;
+    }
+    let needed = [Stage::Tokenizer, Stage::Text].into_iter().chain(campaign.model.has_parent().then_some(Stage::Base));
     if needed.into_iter().all(|stage| work.stamp.stages.contains_key(stage.name())) {
         work.stamp.finish()?;
     }
@@ -135,6 +145,7 @@ pub fn prepare(options: &Options) -> Result<Outcome> {
 struct Work<'a> {
     stamp: Stamp,
     campaign: &'a Campaign,
+    campaign_file: &'a Path,
     fetcher: &'a Fetcher,
     data: &'a Path,
     /// The base model, once it was needed.
@@ -186,9 +197,10 @@ impl Work<'_> {
 
     fn tokenizer_stage(&mut self) -> Result<()> {
         let trained = self.campaign.model.train_tokenizer;
+        let model = self.untrained_model();
         let inputs = match trained {
-            Some(_) => self.hash(&json!({"model": self.campaign.model, "data": self.campaign.data}), true)?,
-            None => self.hash(&json!({"model": self.campaign.model}), false)?,
+            Some(_) => self.hash(&json!({"model": model, "data": self.campaign.data}), true)?,
+            None => self.hash(&json!({"model": model}), false)?,
         };
         if self.begin(Stage::Tokenizer, &inputs)? {
             let json = if let Some(vocab_size) = trained {
@@ -214,7 +226,7 @@ impl Work<'_> {
         let path = self.data.join(TOKENIZER);
         let tokenizer = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let inputs = self.hash(
-            &json!({"model": self.campaign.model, "data": self.campaign.data, "tokenizer": sha256(tokenizer.as_bytes())}),
+            &json!({"model": self.untrained_model(), "data": self.campaign.data, "tokenizer": sha256(tokenizer.as_bytes())}),
             true,
         )?;
         if self.begin(Stage::Text, &inputs)? {
@@ -239,6 +251,24 @@ impl Work<'_> {
             self.stamp.done(Stage::Text.name(), inputs, &outputs)?;
         }
         Ok(())
+    }
+
+    /// Trains the parent of `[model.pretrain]`, or goes on with it where it was broken off.
+    fn pretrain_stage(&mut self, program: Option<&Path>) -> Result<()> {
+        let manifest = self.data.join("text").join("manifest.json");
+        let text = sha256(&fs::read(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?);
+        let inputs = self.hash(&json!({"model": self.campaign.model, "text": text}), false)?;
+        if self.begin(Stage::Base, &inputs)? {
+            let pretrain = Pretraining { program, campaign: self.campaign, file: self.campaign_file, data: self.data };
+            let outputs = pretrain.run(&text, self.fetcher.progress)?;
+            self.stamp.done(Stage::Base.name(), inputs, &outputs)?;
+        }
+        Ok(())
+    }
+
+    /// What tokenizer and text depend on of the model: not how its parent is trained.
+    fn untrained_model(&self) -> Model {
+        Model { pretrain: None, ..self.campaign.model.clone() }
     }
 
     /// Hash of a stage's inputs. Local files are part of it by size and time of change, since nothing else pins them.

@@ -25,6 +25,9 @@ struct Arguments {
     /// Folder of fetched packages [default: .cache in the repository]
     #[arg(long)]
     cache: Option<PathBuf>,
+    /// The program that trains the parent of [model.pretrain] [default: pretrain beside this program]
+    #[arg(long)]
+    pretrainer: Option<PathBuf>,
     /// Make only this stage, and the tokenizer where text needs it
     #[arg(long)]
     only: Option<Stage>,
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         campaign: arguments.campaign,
         data: arguments.data,
         cache: arguments.cache,
+        pretrainer: arguments.pretrainer,
         only: arguments.only,
         quiet: arguments.json,
     };

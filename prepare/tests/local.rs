@@ -273,3 +273,89 @@ fn mistakes_are_explained() {
     assert!(prepare(folder, "data").ok, "running again goes on");
     assert!(folder.join("data/prepared.json").exists());
 }
+
+/// A parent of the test's shape, in the form that `pretrain` leaves behind.
+fn weights(path: &Path) {
+    let (vocabulary, hidden) = (300, 64);
+    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden])];
+    for name in ["q", "k", "v", "o"] {
+        shapes.push((format!("model.layers.0.self_attn.{name}_proj.weight"), vec![hidden, hidden]));
+    }
+    for name in ["gate", "up", "down"] {
+        shapes.push((format!("model.layers.0.mlp.{name}_proj.weight"), vec![hidden, hidden]));
+    }
+    for name in ["model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm"] {
+        shapes.push((format!("{name}.weight"), vec![hidden]));
+    }
+    let bytes: Vec<Vec<u8>> = shapes.iter().map(|(_, shape)| vec![0; 4 * shape.iter().product::<usize>()]).collect();
+    let views = shapes.iter().zip(&bytes).map(|((name, shape), bytes)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+#[test]
+fn a_parent_is_trained_once_and_again_when_its_settings_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let text = lines(folder, "a.txt", (0..300).map(document));
+    campaign(folder, "", &source(&text, r#"{ separator = "\n" }"#, SPLIT));
+    let file = folder.join("campaign.toml");
+    let plain = fs::read_to_string(&file).unwrap();
+    let with =
+        |tokens: u32| plain.replace("[data]\n", &format!("[model.pretrain]\ntokens = {tokens}\nwindow = 64\n[data]\n"));
+    weights(&folder.join("weights"));
+    // Stands in for the program that links libtorch; notes each call, and fails while it is told to.
+    let program = folder.join("pretrainer");
+    fs::write(
+        &program,
+        "#!/bin/sh\nhere=${0%/*}\necho \"$*\" >> \"$here/calls\"\nwhile [ $# -gt 0 ]; do\n\
+         case $1 in --out) out=$2 ;; esac\nshift\ndone\nmkdir -p \"$out\"\n[ -e \"$here/fail\" ] && exit 130\n\
+         cp \"$here/weights\" \"$out/model.safetensors\"\n",
+    )
+    .unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let prepare = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_prepare"))
+            .args(["--json", "--campaign"])
+            .arg(&file)
+            .arg("--data")
+            .arg(folder.join("data"))
+            .arg("--pretrainer")
+            .arg(&program)
+            .output()
+            .unwrap();
+        let made = serde_json::from_slice::<Value>(&output.stdout).map(|json| json["made"].clone());
+        (output.status.success(), made.unwrap_or_default(), String::from_utf8(output.stderr).unwrap())
+    };
+    let calls = || fs::read_to_string(folder.join("calls")).unwrap_or_default().lines().count();
+    let stamp = folder.join("data/prepared.json");
+
+    fs::write(&file, with(1000)).unwrap();
+    fs::write(folder.join("fail"), "").unwrap();
+    let (ok, _, said) = prepare();
+    assert!(!ok && said.contains("goes on from its last checkpoint"), "{said}");
+    assert!(!stamp.exists(), "nothing is prepared without its parent");
+    fs::remove_file(folder.join("fail")).unwrap();
+
+    let all = |base: bool| serde_json::json!({"base": base, "text": false, "tokenizer": false});
+    assert_eq!(prepare(), (true, all(true), String::new()));
+    let about: Value = serde_json::from_slice(&fs::read(folder.join("data/base/base.json")).unwrap()).unwrap();
+    assert_eq!(about["source"]["pretrained"]["tokens"], 1000);
+    let config: Value = serde_json::from_slice(&fs::read(folder.join("data/base/config.json")).unwrap()).unwrap();
+    assert_eq!(config["hidden_size"], 64);
+    let recorded: Value = serde_json::from_slice(&fs::read(&stamp).unwrap()).unwrap();
+    let outputs = recorded["stages"]["base"]["outputs"].as_object().unwrap();
+    assert!(outputs.len() == 3 && outputs["base/model.safetensors"] == about["sha256"], "{outputs:?}");
+    assert!(!folder.join("data/pretrain").exists(), "what is finished is not kept twice");
+
+    assert_eq!((prepare(), calls()), ((true, all(false), String::new()), 2), "it is not done again");
+    fs::write(&file, with(2000)).unwrap();
+    assert_eq!((prepare(), calls()), ((true, all(true), String::new()), 3), "the text stays");
+    fs::write(folder.join("data/base/model.safetensors"), "damaged").unwrap();
+    assert_eq!((prepare(), calls()), ((true, all(true), String::new()), 4));
+}

@@ -40,6 +40,9 @@ impl Campaign {
     /// # Errors
     /// The first contradiction, for people.
     pub fn check_model(&self, config: &ModelConfig) -> Result<(), String> {
+        if self.model.scratch.as_ref().is_some_and(|shape| shape != config) {
+            return Err("the prepared model has another shape than [model.scratch]; run `prepare` again".into());
+        }
         let window = self.evaluation.window;
         if window > config.max_position_embeddings {
             return Err(format!(
@@ -86,6 +89,9 @@ impl Campaign {
                                  (pretrained weights)"
                 .into()),
             (Some(_), Some(_)) => Err("[model.scratch] and [model.base] exclude each other; remove one".into()),
+            (None, Some(_)) if model.pretrain.is_some() => {
+                Err("remove [model.pretrain]; [model.base] brings its own weights".into())
+            }
             (None, Some(source)) => {
                 if model.train_tokenizer.is_some() {
                     return Err("remove model.train_tokenizer; a base model brings its own tokenizer".into());
@@ -112,7 +118,7 @@ impl Campaign {
                         "model.train_tokenizer is {ids}; 256 bytes and the end token need at least {FEWEST_IDS}"
                     ));
                 }
-                Ok(())
+                model.pretrain.map_or(Ok(()), |pretrain| pretrain.check(config))
             }
         }
     }
@@ -288,7 +294,7 @@ impl Campaign {
                 least(grouping)
             ));
         }
-        if self.model.scratch.is_some() && !constraints.train_unquantized {
+        if !self.model.has_parent() && !constraints.train_unquantized {
             return Err("constraints.train_unquantized is false; from scratch there are no weights to leave \
                         alone, set it to true"
                 .into());
@@ -297,7 +303,7 @@ impl Campaign {
     }
 }
 
-fn positive(key: &str, value: f64) -> Result<(), String> {
+pub(crate) fn positive(key: &str, value: f64) -> Result<(), String> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
     }

@@ -8,11 +8,13 @@ mod check;
 pub mod command;
 mod find;
 mod parse;
+mod pretrain;
 mod source;
 #[cfg(test)]
 mod tests;
 
 pub use command::Command;
+pub use pretrain::Pretrain;
 pub use source::{ANY, SourceKind};
 
 use std::collections::BTreeMap;
@@ -62,7 +64,8 @@ pub enum Sandbox {
     Off,
 }
 
-/// `[model]`: exactly one of `scratch` (random initial weights) and `base` (pretrained weights).
+/// `[model]`: exactly one of `scratch` (random initial weights) and `base` (pretrained weights); with `scratch` and
+/// `pretrain`, the weights that `prepare` trained from random ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
@@ -76,6 +79,17 @@ pub struct Model {
     /// A base model brings its own tokenizer.
     #[serde(default)]
     pub train_tokenizer: Option<usize>,
+    /// `[model.pretrain]`: a full-precision parent of the shape of `scratch`, trained by `prepare`. Left out where there
+    /// is none: what was prepared before there was this key keeps its hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrain: Option<Pretrain>,
+}
+
+impl Model {
+    /// Whether there is a full-precision parent, fetched or trained by `prepare`, that recipes start from.
+    pub fn has_parent(&self) -> bool {
+        self.base.is_some() || self.pretrain.is_some()
+    }
 }
 
 /// Something to fetch, and what pins it; [`Source::kind`] takes `from` apart.

@@ -128,6 +128,30 @@ fn contradictions_say_what_to_do() {
         ),
         (
             NANO,
+            "# [model.pretrain]\n# tokens = 10_000_000",
+            "[model.pretrain]\ntokens = 0",
+            "model.pretrain.tokens is 0; take 1 or more",
+        ),
+        (
+            NANO,
+            "# [model.pretrain]\n# tokens = 10_000_000",
+            "[model.pretrain]\ntokens = 9\nwindow = 4096",
+            "model.pretrain.window is 4096, longer than the model's context of 1024; shorten it",
+        ),
+        (
+            NANO,
+            "# [model.pretrain]\n# tokens = 10_000_000",
+            "[model.pretrain]\ntokens = 9\nlearning_rate = 0.0",
+            "model.pretrain.learning_rate is 0; it must be a positive number",
+        ),
+        (
+            SMOLLM2,
+            "[data]",
+            "[model.pretrain]\ntokens = 9\n[data]",
+            "remove [model.pretrain]; [model.base] brings its own weights",
+        ),
+        (
+            NANO,
             "train_unquantized = true",
             "train_unquantized = false",
             "constraints.train_unquantized is false; from scratch there are no weights to leave alone, set it to true",
@@ -225,6 +249,24 @@ fn contradictions_say_what_to_do() {
     let scratch = &NANO[NANO.find("\n[model.scratch]").unwrap()..NANO.find("# A base model").unwrap()];
     let both = SMOLLM2.replacen("[data]", &format!("{scratch}\n[data]"), 1);
     assert_eq!(Campaign::parse(&both).unwrap_err(), "[model.scratch] and [model.base] exclude each other; remove one");
+}
+
+#[test]
+fn a_pretrained_parent_is_one_that_recipes_start_from() {
+    let nano = Campaign::parse(NANO).unwrap();
+    assert!(!nano.model.has_parent());
+    let with = NANO.replacen("# [model.pretrain]\n# tokens = 10_000_000", "[model.pretrain]\ntokens = 9000", 1);
+    let protected = with.replacen("train_unquantized = true", "train_unquantized = false", 1);
+    for text in [with, protected] {
+        let campaign = Campaign::parse(&text).unwrap();
+        assert!(campaign.model.has_parent());
+        assert_eq!(campaign.model.pretrain.unwrap().steps(), 3, "9000 tokens are 2.2 steps of 16 x 256");
+    }
+    // What was prepared before keeps its hash.
+    assert!(!serde_json::to_string(&nano.model).unwrap().contains("pretrain"));
+    let mut other = nano.model.scratch.clone().unwrap();
+    other.intermediate_size = 768;
+    assert!(nano.check_model(&other).unwrap_err().contains("another shape"));
 }
 
 #[test]

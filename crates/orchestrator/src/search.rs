@@ -264,7 +264,7 @@ impl<'a> Search<'a> {
 
     /// Name of the constant in the recipe that holds this campaign's knobs.
     pub fn knobs_constant(&self) -> &'static str {
-        if self.campaign.model.scratch.is_some() { "SCRATCH" } else { "PRETRAINED" }
+        if self.campaign.model.has_parent() { "PRETRAINED" } else { "SCRATCH" }
     }
 
     /// The built-in agent that proposes when no language model does.

@@ -37,6 +37,17 @@ pub struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupId(usize);
 
+/// What the optimizer knows of a parameter.
+#[derive(Debug, Clone, Copy)]
+pub struct Moments<'a> {
+    /// Running mean of the gradients, f32 in the parameter's shape.
+    pub first: &'a Tensor,
+    /// Running mean of their squares.
+    pub second: &'a Tensor,
+    /// Steps that moved it.
+    pub steps: u64,
+}
+
 #[derive(Debug)]
 struct Parameter {
     value: Tensor,
@@ -89,6 +100,25 @@ impl AdamW {
     /// Whether there is no parameter.
     pub fn is_empty(&self) -> bool {
         self.parameters.is_empty()
+    }
+
+    /// The state of each parameter in the order of [`AdamW::add`]: what a checkpoint holds beside the parameters.
+    pub fn state(&self) -> impl Iterator<Item = Moments<'_>> {
+        self.parameters.iter().map(|p| Moments { first: &p.first, second: &p.second, steps: p.steps })
+    }
+
+    /// Puts back the state of parameter `index`; the tensors are copied.
+    ///
+    /// # Panics
+    /// When there is no such parameter, or a tensor has another shape.
+    pub fn set_state(&mut self, index: usize, state: Moments<'_>) {
+        let parameter = &mut self.parameters[index];
+        assert!(state.first.size() == parameter.value.size() && state.second.size() == parameter.value.size());
+        tch::no_grad(|| {
+            parameter.first.copy_(state.first);
+            parameter.second.copy_(state.second);
+        });
+        parameter.steps = state.steps;
     }
 
     /// One step with each group's learning rate times `factor`. A parameter without a gradient is left alone, its

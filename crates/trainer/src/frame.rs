@@ -389,7 +389,7 @@ fn budget(args: &Args, campaign: &Campaign) -> Budget {
 
 /// Shape of the model, and where its pretrained weights are.
 fn model_source(campaign: &Campaign, data: &Path) -> Result<(ModelConfig, Option<Base>)> {
-    if let Some(scratch) = &campaign.model.scratch {
+    if let Some(scratch) = campaign.model.scratch.as_ref().filter(|_| !campaign.model.has_parent()) {
         return Ok((scratch.clone(), None));
     }
     let folder = data.join("base");

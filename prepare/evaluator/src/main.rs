@@ -236,7 +236,7 @@ struct Base {
 impl Base {
     /// Finds the model and checks that it is the one that `prepare` recorded.
     fn open(campaign: &Campaign, data: &Path, prepared: &Prepared) -> Result<Self> {
-        if let Some(config) = &campaign.model.scratch {
+        if let Some(config) = campaign.model.scratch.as_ref().filter(|_| !campaign.model.has_parent()) {
             return Ok(Self { config: config.clone(), folder: None, sha256: None });
         }
         let folder = data.join("base");

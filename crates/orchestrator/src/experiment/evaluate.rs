@@ -147,7 +147,7 @@ impl Search<'_> {
 
     /// Measures the full-precision parent once, for campaigns that have one. False when interrupted.
     pub fn measure_floor(&mut self) -> Result<bool, Failure> {
-        if self.campaign.model.base.is_none() || self.state.floor.is_some() {
+        if !self.campaign.model.has_parent() || self.state.floor.is_some() {
             return Ok(true);
         }
         match self.evaluate(Subject::Base, Part::Select) {
@@ -168,7 +168,7 @@ impl Search<'_> {
     /// every kept experiment the artifact and those of its fresh runs. False when interrupted.
     pub fn measure_report(&mut self) -> Result<bool, Failure> {
         let mut wanted: Vec<(Option<u64>, Option<u64>)> = Vec::new();
-        if self.campaign.model.base.is_some() {
+        if self.campaign.model.has_parent() {
             wanted.push((None, None));
         }
         for row in self.state.rows.iter().filter(|row| row.status == Status::Keep) {

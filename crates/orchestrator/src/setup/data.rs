@@ -16,6 +16,7 @@ pub fn prepare(ready: &Ready) -> Result<()> {
     let mut command = secrets::command(&ready.prepare);
     command.current_dir(&ready.root).arg("--campaign").arg(&ready.campaign_file);
     command.arg("--data").arg(&ready.data).arg("--cache").arg(ready.root.join(".cache"));
+    command.arg("--pretrainer").arg(&ready.pretrain);
     // Our own stdout may be JSON.
     command.stdin(Stdio::null()).stdout(std::io::stderr());
     let status = command.status().with_context(|| format!("cannot start {}", ready.prepare.display()))?;

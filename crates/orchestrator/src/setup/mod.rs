@@ -32,6 +32,8 @@ pub struct Ready {
     pub evaluator: PathBuf,
     /// The program that prepared `data`.
     pub prepare: PathBuf,
+    /// Trains the full-precision parents of campaigns with `[model.pretrain]`; `prepare` runs it.
+    pub pretrain: PathBuf,
     /// What this machine computes on.
     pub accelerator: Accelerator,
 }
@@ -98,6 +100,7 @@ pub fn ensure(root: &Path, campaign_file: &Path) -> Result<Ready> {
         trainer: programs::path(root, "trainer"),
         evaluator: programs::path(root, "evaluator"),
         prepare: programs::path(root, "prepare"),
+        pretrain: programs::path(root, "pretrain"),
         accelerator: accelerator(),
     };
     for program in [&ready.trainer, &ready.evaluator, &ready.prepare] {

@@ -1,4 +1,4 @@
-//! Builds trainer, evaluator and prepare with the cargo that runs us.
+//! Builds trainer, pretrain, evaluator and prepare with the cargo that runs us.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::step::Step;
 use crate::secrets;
 
 /// What is built.
-const PROGRAMS: [&str; 3] = ["trainer", "evaluator", "prepare"];
+const PROGRAMS: [&str; 4] = ["trainer", "pretrain", "evaluator", "prepare"];
 
 /// A program of the checkout's release build.
 pub fn path(root: &Path, program: &str) -> PathBuf {
@@ -45,7 +45,7 @@ pub fn check_compiler() -> Result<()> {
 /// # Errors
 /// With the compiler's messages and what to do about the common ones.
 pub fn build(root: &Path) -> Result<()> {
-    let step = Step::begin("build trainer, evaluator and prepare");
+    let step = Step::begin("build trainer, pretrain, evaluator and prepare");
     let mut cargo = secrets::command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // The whole workspace decides on the features of the dependencies, here and when a candidate is built: a choice per
     // package would compile libtorch's bindings once more for each set of features.
