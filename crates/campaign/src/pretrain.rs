@@ -56,13 +56,13 @@ impl Pretrain {
 }
 
 fn default_learning_rate() -> f64 {
-    3e-3
+    2e-3
 }
 fn default_weight_decay() -> f64 {
     0.1
 }
 fn default_batch() -> usize {
-    16
+    8
 }
 fn default_window() -> usize {
     256
