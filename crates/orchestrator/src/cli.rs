@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use campaign::AgentKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::compare::{self, Form};
 use crate::doctor;
 use crate::error::{EXIT_CODES, Failure};
 use crate::layout::{self, Layout};
@@ -40,6 +41,7 @@ enum Command {
     Run(Run),
     Try(Try),
     Replicate(Replicate),
+    Compare(Compare),
     Status(Which),
     Results(Results),
     Repair(Repair),
@@ -186,6 +188,49 @@ struct Replicate {
     runs: u64,
     #[command(flatten)]
     search: SearchArgs,
+}
+
+/// Compare quantization methods: train and measure arms on the same seeds, text and budget.
+///
+/// An arm is a file of experiments/methods: a recipe with knobs set. The table has the mean of each arm on the report
+/// part with its 95 % interval, the paired difference to the first arm, and the share that it recovers of what rounding
+/// to nearest loses. What was run and is unchanged is not run again; Ctrl-C loses the run in progress. An arm that fails
+/// has its reason in the table and stops no other. Figures compare within one tag: it keeps the code that it began with.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  orchestrator compare straight-through absmean twn mse --seeds 3
+  orchestrator compare straight-through twn --seeds 5 --show --markdown
+  orchestrator compare straight-through twn --campaign smollm2-135m --seeds 3 --cores 0,1
+
+Exit codes: see `orchestrator --help`.")]
+struct Compare {
+    /// Names of files in experiments/methods, or paths; the others are compared with the first.
+    #[arg(required = true, value_name = "ARM")]
+    arms: Vec<String>,
+    /// Runs an arm, each with a seed of its own.
+    #[arg(long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// Run them on this campaign instead of the arms' own.
+    #[arg(long)]
+    campaign: Option<String>,
+    /// The comparison to go on with or to begin; compare-CAMPAIGN when left out.
+    #[arg(long)]
+    tag: Option<String>,
+    /// Run again what failed.
+    #[arg(long)]
+    retry_failed: bool,
+    /// Show the table of what was run, and run nothing; works while another runs it.
+    #[arg(long)]
+    show: bool,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Print the table as JSON.
+    #[arg(long, conflicts_with = "markdown")]
+    json: bool,
+    /// Print the table as Markdown.
+    #[arg(long)]
+    markdown: bool,
 }
 
 /// Show what a search is doing and what it has found.
@@ -362,6 +407,26 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Replicate(args) => {
             let (layout, options) = args.search.find(&root, false)?;
             search::replicate(&root, &layout, &options, &args.commit, args.runs)
+        }
+        Command::Compare(args) => {
+            let form = match (args.json, args.markdown) {
+                (true, _) => Form::Json,
+                (_, true) => Form::Markdown,
+                _ => Form::Text,
+            };
+            print(&compare::run(
+                &root,
+                &compare::Options {
+                    arms: args.arms,
+                    campaign: args.campaign,
+                    tag: args.tag,
+                    seeds: args.seeds,
+                    retry: args.retry_failed,
+                    show: args.show,
+                    form,
+                    machine: args.machine.machine()?,
+                },
+            )?)
         }
         Command::Status(which) => {
             let (layout, state) = status::find(&root, which.campaign.as_deref(), which.tag.as_deref())?;

@@ -4,6 +4,7 @@
 //! what was being built or trained is done again from its commit, what was trained is evaluated, what was measured is
 //! decided. Nothing is built or evaluated while a trainer runs.
 
+mod arm;
 mod build;
 pub(crate) mod confine;
 mod evaluate;
@@ -115,7 +116,7 @@ impl Search<'_> {
             self.write(Event::Built(built))?;
             hold::at("build-written");
             self.think_ahead()?;
-            let trained = self.train(run, &trainer, &flight.proposed)?;
+            let trained = self.train(run, &trainer, &flight.proposed, None)?;
             hold::at("training-over");
             self.write(Event::Trained(trained))?;
             hold::at("training-written");
@@ -252,7 +253,7 @@ impl Search<'_> {
             _ => Trainer { path: self.trainer(run), sha256: self.build(run, &proposed)?.trainer_sha256 },
         };
         self.think_ahead()?;
-        let trained = self.train(run, &trainer, &proposed)?;
+        let trained = self.train(run, &trainer, &proposed, None)?;
         let evaluation = self.evaluate(Subject::Run(run), corpus::Part::Select)?;
         self.printer.line(&format!(
             "     #{experiment} with seed {seed}: ppl {:.6}, {:.6} nats",

@@ -13,6 +13,7 @@
 //! Values are replaced in place, so everything else in the file stays as it was, byte for byte.
 
 mod domain;
+mod literal;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use sha2::{Digest, Sha256};
 use syn::spanned::Spanned;
 
 pub use domain::Domain;
+pub use literal::set;
 
 /// What marks an annotation inside a comment.
 const MARK: &str = "search:";
@@ -73,6 +75,26 @@ pub enum KnobError {
         /// The annotation.
         domain: String,
     },
+    /// A value was to be set for a field that is not there.
+    #[error("constant {constant} of the recipe has no field `{field}`; it has {known}")]
+    NoField {
+        /// The constant's name.
+        constant: String,
+        /// The field looked for.
+        field: String,
+        /// Those it has.
+        known: String,
+    },
+    /// A value that was to be set is not Rust.
+    #[error("`{value}` is no Rust expression for `{knob}`: {message}")]
+    NoExpression {
+        /// The field's name.
+        knob: String,
+        /// The value's text.
+        value: String,
+        /// The parser's reason.
+        message: String,
+    },
     /// A value was to be set for a field that is no knob.
     #[error("the recipe has no annotated knob `{0}`")]
     Unknown(String),
@@ -115,18 +137,7 @@ fn read(source: &str, name: &str) -> Result<Space, KnobError> {
     // Spans count from where the parser starts: behind a byte-order mark.
     let offset = if source.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let file = syn::parse_str::<syn::File>(&source[offset..]).map_err(syntax)?;
-    let constant = file
-        .items
-        .iter()
-        .find_map(|item| match item {
-            syn::Item::Const(item) if item.ident == name => Some(item),
-            _ => None,
-        })
-        .ok_or_else(|| KnobError::Missing { name: name.to_owned() })?;
-    let syn::Expr::Struct(literal) = &*constant.expr else {
-        let line = constant.span().start().line;
-        return Err(KnobError::NotLiteral { line, name: name.to_owned() });
-    };
+    let literal = constant(&file, name)?;
     let mut knobs = Vec::new();
     let mut annotated = Vec::new();
     for field in &literal.fields {
@@ -145,7 +156,7 @@ fn read(source: &str, name: &str) -> Result<Space, KnobError> {
         knobs.push(Knob { name: field_name.to_string(), domain, value, line, span });
     }
     // A comment on a line of its own would otherwise be passed over in silence.
-    let (first, last) = (constant.span().start().line, constant.span().end().line);
+    let (first, last) = (literal.span().start().line, literal.span().end().line);
     for (index, text) in source.lines().enumerate().take(last).skip(first.saturating_sub(1)) {
         let comment = text.trim_start().strip_prefix("//").map(str::trim_start);
         if comment.is_some_and(|c| c.starts_with(MARK)) && !annotated.contains(&(index + 1)) {
@@ -157,6 +168,22 @@ fn read(source: &str, name: &str) -> Result<Space, KnobError> {
         }
     }
     Ok(Space { knobs, source: source.to_owned() })
+}
+
+/// The struct literal of the constant `name`.
+fn constant<'a>(file: &'a syn::File, name: &str) -> Result<&'a syn::ExprStruct, KnobError> {
+    let constant = file
+        .items
+        .iter()
+        .find_map(|item| match item {
+            syn::Item::Const(item) if item.ident == name => Some(item),
+            _ => None,
+        })
+        .ok_or_else(|| KnobError::Missing { name: name.to_owned() })?;
+    match &*constant.expr {
+        syn::Expr::Struct(literal) => Ok(literal),
+        _ => Err(KnobError::NotLiteral { line: constant.span().start().line, name: name.to_owned() }),
+    }
 }
 
 impl Space {

@@ -31,11 +31,22 @@ impl std::fmt::Display for Run {
     }
 }
 
-/// The folders of one search: `experiments/<name>/runs/<tag>/`.
+/// What folders belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A search, in `runs`.
+    Search,
+    /// A comparison, in `comparisons`: no view of searches sees it.
+    Comparison,
+}
+
+/// The folders of one search, `experiments/<name>/runs/<tag>/`, or of one comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// The repository.
     pub root: PathBuf,
+    /// What they belong to.
+    pub kind: Kind,
     /// The campaign's name: a folder under `experiments/`.
     pub name: String,
     /// The search's tag: branch `autoresearch/<tag>`.
@@ -50,7 +61,11 @@ impl Layout {
 
     /// Everything of this search.
     pub fn run(&self) -> PathBuf {
-        self.campaign().join("runs").join(&self.tag)
+        let kind = match self.kind {
+            Kind::Search => "runs",
+            Kind::Comparison => "comparisons",
+        };
+        self.campaign().join(kind).join(&self.tag)
     }
 
     /// The campaign file as it was when the search started.
@@ -133,7 +148,8 @@ pub fn searches(root: &Path, name: Option<&str>) -> Vec<Layout> {
             let Ok(written) = fs::metadata(run.join("journal.jsonl")).and_then(|m| m.modified()) else {
                 continue;
             };
-            let layout = Layout { root: root.to_owned(), name: campaign_name.into(), tag: tag.into() };
+            let layout =
+                Layout { root: root.to_owned(), kind: Kind::Search, name: campaign_name.into(), tag: tag.into() };
             found.push((written, layout));
         }
     }

@@ -3,6 +3,7 @@
 //! Pure: reads and writes nothing. Every experiment number ends in exactly one [`Row`]; until then it is the
 //! [`Flight`], of which there is at most one.
 
+mod arms;
 mod events;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use crate::clock;
 use crate::journal::Record;
 use crate::verdict::{self, Comparison, Evidence, Noise, Windows};
 
+pub use arms::{Arm, ArmRun, Measured, Outcome};
 pub use events::*;
 
 /// Where the time of a search went, in seconds by the machine's clock; what is not listed is its own work.
@@ -102,6 +104,10 @@ pub struct State {
     pub unused: Vec<Unused>,
     /// Candidates by experiment, the one in flight included.
     pub proposals: BTreeMap<u64, Proposed>,
+    /// Of a comparison: its arms, in order; their trainers are among the others by number.
+    pub arms: Vec<Arm>,
+    /// Of a comparison: its runs, in order.
+    pub arm_runs: Vec<ArmRun>,
 }
 
 impl State {
@@ -188,6 +194,21 @@ impl State {
             }
             Event::Unused(unused) => self.unused.push(unused.clone()),
             Event::ReplicateFailed(failed) => self.failed_replicates.push(failed.clone()),
+            Event::Arm(arm) => {
+                if arm.number != self.arms.len() as u64 + 1 {
+                    return Err(format!("arm {} does not come next", arm.number));
+                }
+                self.arms.push(arm.clone());
+            }
+            Event::ArmBuilt(built) => {
+                self.trainers.insert(built.experiment, built.trainer_sha256.clone());
+            }
+            Event::ArmRun(run) => {
+                if run.run != self.arm_runs.len() as u64 + 1 {
+                    return Err(format!("run {} does not come next", run.run));
+                }
+                self.arm_runs.push(run.clone());
+            }
             Event::Learnt { experiment, lesson } => self.lessons.push((*experiment, lesson.clone())),
             Event::Stopped { reason } => {
                 self.stopped = Some(reason.clone());
@@ -204,9 +225,15 @@ impl State {
             Event::Proposed(proposed) => {
                 time.thinking += proposed.waited.unwrap_or_else(|| proposed.cost.map_or(0.0, |cost| cost.seconds));
             }
-            Event::Built(built) => {
+            Event::Built(built) | Event::ArmBuilt(built) => {
                 time.building += if built.ahead { 0.0 } else { built.seconds };
                 time.rehearsing += built.rehearsed;
+            }
+            Event::ArmRun(run) => {
+                if let Some(measured) = run.measured() {
+                    time.train(&measured.trained);
+                    time.evaluating += measured.select.seconds + measured.report.seconds;
+                }
             }
             Event::Trained(trained) => time.train(trained),
             Event::Floor(evaluation) | Event::Measured(evaluation) => time.evaluating += evaluation.seconds,

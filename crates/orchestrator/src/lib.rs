@@ -10,6 +10,7 @@ mod agent;
 mod child;
 mod cli;
 mod clock;
+mod compare;
 mod doctor;
 mod error;
 mod experiment;

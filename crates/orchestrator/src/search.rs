@@ -19,7 +19,7 @@ use crate::child::{Interrupts, Runner, Task};
 use crate::error::Failure;
 use crate::experiment::{Thinking, Turn, handed_over, oid};
 use crate::journal::Journal;
-use crate::layout::{Layout, Run};
+use crate::layout::{Kind, Layout, Run};
 use crate::ledger::{Abandoned, Built, Event, Resumed, Started, State};
 use crate::printer::Printer;
 use crate::results;
@@ -27,6 +27,7 @@ use crate::workspace::{Workspace, Worktree};
 
 pub use ask::{check_agent, next_prompt};
 pub use start::{Attempt, HUMAN, attempt, campaign_file, parse_agent, replicate, report, run};
+pub(crate) use start::{begin, enter};
 
 /// Free space below which no experiment is begun: a full disk would fail it for no fault of its own.
 const FREE_BYTES: u64 = 1 << 30;
@@ -238,6 +239,9 @@ impl<'a> Search<'a> {
     /// Renews this search's rows in results.tsv. The journal is the truth, so a table that cannot be written does not
     /// stop the search.
     pub fn publish(&self) {
+        if self.layout.kind == Kind::Comparison {
+            return;
+        }
         let told = match results::publish(self.workspace, &self.layout.tag, &self.state.rows, &self.layout.run()) {
             Ok(differences) if differences.edited.is_empty() => return,
             Ok(differences) => format!(
@@ -264,7 +268,7 @@ impl<'a> Search<'a> {
 
     /// Name of the constant in the recipe that holds this campaign's knobs.
     pub fn knobs_constant(&self) -> &'static str {
-        if self.campaign.model.has_parent() { "PRETRAINED" } else { "SCRATCH" }
+        knobs_constant(&self.campaign)
     }
 
     /// The built-in agent that proposes when no language model does.
@@ -325,7 +329,7 @@ impl<'a> Search<'a> {
     }
 
     /// Leaves the worktree at the incumbent, whatever happened.
-    fn rest(&self) {
+    pub fn rest(&self) {
         if let Some(row) = self.state.incumbent()
             && let Err(e) = oid(&row.commit).and_then(|commit| self.worktree.show(commit))
         {
@@ -348,6 +352,11 @@ impl<'a> Search<'a> {
         }
         Ok(())
     }
+}
+
+/// Name of the constant in a recipe that holds a campaign's knobs.
+pub fn knobs_constant(campaign: &Campaign) -> &'static str {
+    if campaign.model.has_parent() { "PRETRAINED" } else { "SCRATCH" }
 }
 
 /// Why a search ended in good order.

@@ -32,8 +32,14 @@ struct Summary {
 }
 
 impl Search<'_> {
-    /// From a built trainer to an artifact.
-    pub(super) fn train(&self, run: Run, trainer: &Trainer, proposed: &Proposed) -> Result<Trained, Broken> {
+    /// From a built trainer to an artifact, within the campaign's budget or so many steps.
+    pub(super) fn train(
+        &self,
+        run: Run,
+        trainer: &Trainer,
+        proposed: &Proposed,
+        max_steps: Option<u64>,
+    ) -> Result<Trained, Broken> {
         self.check_trainer(trainer)?;
         let folder = self.layout.folder(run);
         let log = folder.join("run.log");
@@ -46,6 +52,10 @@ impl Search<'_> {
         let confined = self.sandboxed().then(|| self.confine_training(run, &trainer.path)).transpose()?;
         let task = Task::new(&trainer.path, &folder, log.clone(), limit, grace).confined(confined.clone());
         let task = self.arguments(task, run, proposed);
+        let task = match max_steps {
+            Some(steps) => task.flag("--max-steps", steps.to_string()),
+            None => task,
+        };
         let bar = self.printer.bar(format!("{run} training"));
         let finished = self.runner.run(&task, |elapsed| {
             if bar.visible() {

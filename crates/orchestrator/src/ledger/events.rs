@@ -6,6 +6,7 @@ use corpus::Part;
 use sandbox::Enforced;
 use serde::{Deserialize, Serialize};
 
+use super::arms::{Arm, ArmRun};
 use crate::agent::Cost;
 use crate::verdict::Comparison;
 
@@ -39,6 +40,12 @@ pub enum Event {
     ReplicateFailed(ReplicateFailed),
     /// A language model was asked, and no experiment comes of it.
     Unused(Unused),
+    /// Of a comparison: the recipe of an arm is committed.
+    Arm(Arm),
+    /// Of a comparison: the trainer of the arm with this number is built.
+    ArmBuilt(Built),
+    /// Of a comparison: an arm was run with a seed.
+    ArmRun(ArmRun),
     /// A language model said what an experiment teaches.
     Learnt {
         /// The experiment.

@@ -1,6 +1,6 @@
 //! `run`: from the command line to a search that is open, through it, and out again.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -19,7 +19,7 @@ use crate::experiment::{Broken, Thinking, Turn};
 use crate::files;
 use crate::hold;
 use crate::journal::{self, Journal};
-use crate::layout::{self, Layout};
+use crate::layout::{self, Kind, Layout};
 use crate::ledger::{Event, Started, State};
 use crate::printer::Printer;
 use crate::results;
@@ -42,34 +42,13 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     secrets::hide(model::key_variables(&campaign.agent));
     let workspace = Workspace::open(root)?;
     let layout = choose(root, name, options.tag.as_deref(), &workspace)?;
-    let begun = layout.journal().is_file() && !journal::read(&layout.journal())?.is_empty();
-    if begun {
-        check_same(&layout, &file, options)?;
-    } else {
-        workspace.head()?;
-        workspace.check_committed()?;
-        if options.agent.unwrap_or(campaign.agent.kind).writes_code() {
-            check_question(root, &campaign)?;
-        }
-        if workspace.branch(&layout.tag)?.is_some() {
-            return Err(Failure::Checkout {
-                message: format!("branch autoresearch/{} exists, and its search is not on this machine", layout.tag),
-                hint: "start another search with --tag".into(),
-            });
-        }
-    }
-    pin(options.machine.cores.as_deref())?;
-    let lock = lock(&layout)?;
-    log_to(&layout.run().join("orchestrator.log"))?;
     let printer = Printer::new(options.json);
+    let begun = has_begun(&layout)?;
+    if !begun && options.agent.unwrap_or(campaign.agent.kind).writes_code() {
+        check_question(root, &campaign)?;
+    }
     printer.line(&format!("campaign {name}, search {} ({})", layout.tag, if begun { "going on" } else { "new" }));
-    // A search that has begun needs only what it is pinned to, and its data, whose stamp is checked.
-    let ready = if begun {
-        setup::libtorch(root).map_err(Failure::Setup)?;
-        None
-    } else {
-        Some(setup::ensure(root, &file).map_err(Failure::Setup)?)
-    };
+    let (lock, ready) = enter(&layout, &file, &workspace, options)?;
 
     let notices = printer.clone();
     let cancel = Cancel::default();
@@ -133,6 +112,44 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
         return Err(Failure::Interrupted);
     }
     Ok(())
+}
+
+fn has_begun(layout: &Layout) -> Result<bool, Failure> {
+    Ok(layout.journal().is_file() && !journal::read(&layout.journal())?.is_empty())
+}
+
+/// Takes the lock of a search or comparison that can begin or go on, and makes ready what a new one needs; one that has
+/// begun needs only what it is pinned to, and its data, whose stamp is checked.
+///
+/// # Errors
+/// When campaign, checkout or machine are not in order.
+pub(crate) fn enter(
+    layout: &Layout,
+    file: &Path,
+    workspace: &Workspace,
+    options: &Options,
+) -> Result<(File, Option<Ready>), Failure> {
+    let begun = has_begun(layout)?;
+    if begun {
+        check_same(layout, file, options)?;
+    } else {
+        workspace.head()?;
+        workspace.check_committed()?;
+        if workspace.branch(&layout.tag)?.is_some() {
+            return Err(Failure::Checkout {
+                message: format!("branch autoresearch/{} exists, and its search is not on this machine", layout.tag),
+                hint: "start another search with --tag".into(),
+            });
+        }
+    }
+    pin(options.machine.cores.as_deref())?;
+    let lock = lock(layout)?;
+    log_to(&layout.run().join("orchestrator.log"))?;
+    if begun {
+        setup::libtorch(&layout.root).map_err(Failure::Setup)?;
+        return Ok((lock, None));
+    }
+    Ok((lock, Some(setup::ensure(&layout.root, file).map_err(Failure::Setup)?)))
 }
 
 /// Measures the final figures of a search that does not run.
@@ -274,7 +291,7 @@ pub fn campaign_file(root: &Path, name: Option<&str>) -> Result<PathBuf, Failure
 
 /// The search that `run` means: the one of that tag, else the campaign's last one, else a new one.
 fn choose(root: &Path, name: &str, tag: Option<&str>, workspace: &Workspace) -> Result<Layout, Failure> {
-    let of = |tag: &str| Layout { root: root.to_owned(), name: name.into(), tag: tag.into() };
+    let of = |tag: &str| Layout { root: root.to_owned(), kind: Kind::Search, name: name.into(), tag: tag.into() };
     if let Some(tag) = tag {
         layout::check_tag(tag)?;
         let elsewhere = layout::searches(root, None).into_iter().find(|s| s.tag == tag && s.name != name);
@@ -326,7 +343,13 @@ fn check_same(layout: &Layout, file: &Path, options: &Options) -> Result<(), Fai
 }
 
 /// Pins a new search: copies of evaluator and campaign, and the record of what it is.
-fn begin(layout: &Layout, file: &Path, workspace: &Workspace, ready: &Ready, options: &Options) -> Result<(), Failure> {
+pub(crate) fn begin(
+    layout: &Layout,
+    file: &Path,
+    workspace: &Workspace,
+    ready: &Ready,
+    options: &Options,
+) -> Result<(), Failure> {
     // Once more: setting up took a while, and the evaluator was built from these files.
     workspace.check_committed()?;
     let start = workspace.head()?;
