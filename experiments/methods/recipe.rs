@@ -1,0 +1,550 @@
+//! The recipe of the comparison of quantization methods: crates/trainer/src/train.rs with the methods that it leaves out,
+//! each behind a knob. As its knobs stand it is the plain one, ternary and straight through from the first step; an arm
+//! of `orchestrator compare` is this file with some of them set, in the place of train.rs.
+//!
+//! From top to bottom: the knobs, the loop, a projection with all that can belong to it, the model, the start, the
+//! optimizers. Every method ends in codes and scales; what an artifact cannot hold has gone by then.
+
+use std::cell::RefCell;
+
+use anyhow::{Result, ensure};
+use artifact::{Grouping, ProjectionKind};
+use model::{Decoder, Dense, Linears, Weights};
+use tch::{Kind, Tensor};
+use ternary::distill::feature_loss;
+use ternary::learned::FixedCodes;
+use ternary::loss::{Teacher, objective};
+use ternary::muon::{self, Muon};
+use ternary::optim::{AdamW, Group, GroupId, Options};
+use ternary::quantize::Scale;
+use ternary::schedule::{Decay, Lambda, LearningRate, Residual, Temperature, Warmup};
+use ternary::start::{Inputs, error_feedback, fit_outputs};
+use ternary::tequila::Reactivation;
+use ternary::weight::{Blend, CastWeight, Estimator, Method, TernaryWeight};
+use trainer::frame::{Run, Step, TernaryMatrix, Trained};
+
+/// Everything that can be set. Times are shares of the budget.
+struct Knobs {
+    /// Windows a step.
+    batch: usize,
+    /// Tokens a window.
+    window: usize,
+
+    /// Weights along a row that share a scale; the whole row where it is 0 or does not divide the row.
+    group_size: usize,
+    /// Rule of the scale.
+    scale: Scale,
+    /// Threshold below which a weight becomes 0, in the rule's unit: means for Twn and AbsMean, scales for Mse. Learned
+    /// scales have their own.
+    deadzone: f64,
+    /// How gradients pass the quantizer; LearnedScale trains the scales too, Soft anneals a smooth quantizer first.
+    estimator: Estimator,
+    /// Bits of the projections' inputs: 16 (as they are), 8 or 4.
+    activation_bits: u32,
+    /// What the masters start from; other than the parent's weights only with an estimator that learns scales.
+    start: Start,
+    /// Windows of text whose inputs a start is fitted to.
+    start_windows: usize,
+
+    /// Shape of λ, the share of the ternary weight in w + λ·(Q(w) − w).
+    warmup: Warmup,
+    /// When λ reaches 1, where it stays.
+    warmup_end: f64,
+    /// Levels of the step and plateau shapes.
+    warmup_levels: u32,
+    /// Steepness of the exponential and sigmoid shapes.
+    warmup_rate: f64,
+    /// Soft quantizer: first temperature, last temperature, and when the codes become hard.
+    temperature: f64,
+    temperature_last: f64,
+    hard_from: f64,
+    /// Arenas (Sherry): when the share of the full-precision weight beside the ternary one has gone; 0 is none.
+    residual_end: f64,
+    /// Tequila: strength λ of the bias of the weights whose code is 0; 0 is none.
+    tequila: f64,
+    /// When that bias has gone, linearly over the run: no artifact holds it.
+    tequila_end: f64,
+    /// EfficientQAT's second phase: from when the codes stay and scales alone are trained; 1 is never.
+    fixed_from: f64,
+
+    /// Peak learning rate of the quantized matrices.
+    learning_rate: f64,
+    /// Peak learning rate of embedding, head and norms.
+    dense_learning_rate: f64,
+    /// Peak learning rate of learned scales.
+    scale_learning_rate: f64,
+    /// Peak learning rate of the scales of codes that stay.
+    fixed_learning_rate: f64,
+    /// Linear warm-up of the learning rate.
+    lr_warmup: f64,
+    /// Shape of its decay.
+    lr_decay: Decay,
+    /// Length of Wsd's decay.
+    lr_cooldown: f64,
+    /// Last learning rate, as a share of the peak.
+    lr_last: f64,
+
+    /// Moves the quantized matrices by Muon, which has a learning rate of its own order, instead of AdamW.
+    muon: bool,
+    /// AdamW.
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    /// Weight decay of embedding and head. The quantized matrices have none: only their signs and ratios count.
+    weight_decay: f64,
+    /// Largest global norm of the gradient.
+    clip: f64,
+
+    /// Share of the parent's distribution in the loss; 0 trains on the text alone and needs no parent.
+    distillation: f64,
+    /// Divides both logits in that part.
+    distillation_temperature: f64,
+    /// OFF (TernaryLLM): weight of 1 − cos(hidden states, the parent's) at the last layer; 0 is none.
+    features: f64,
+}
+
+/// What masters start from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "arms choose")]
+enum Start {
+    /// The parent's weights.
+    Parent,
+    /// GPTQ: rounded a column at a time, each error made up for by those that are left.
+    Feedback,
+    /// PT2-LLM without its shift: the parent's weights, scales that minimize the error of the outputs.
+    Outputs,
+}
+
+/// Campaigns with a parent; there is no other constant, because what is compared is what is recovered of one.
+const PRETRAINED: Knobs = Knobs {
+    batch: 4,
+    window: 256,
+
+    group_size: 64,
+    scale: Scale::Twn,
+    deadzone: 0.75,
+    estimator: Estimator::Plain,
+    activation_bits: 16,
+    start: Start::Parent,
+    start_windows: 32,
+
+    warmup: Warmup::Linear,
+    warmup_end: 0.0,
+    warmup_levels: 4,
+    warmup_rate: 6.0,
+    temperature: 0.5,
+    temperature_last: 0.1,
+    hard_from: 0.4,
+    residual_end: 0.0,
+    tequila: 0.0,
+    tequila_end: 0.8,
+    fixed_from: 1.0,
+
+    learning_rate: 2e-3,
+    dense_learning_rate: 1e-4,
+    scale_learning_rate: 1e-3,
+    fixed_learning_rate: 1e-4,
+    lr_warmup: 0.05,
+    lr_decay: Decay::Linear,
+    lr_cooldown: 0.3,
+    lr_last: 0.05,
+
+    muon: false,
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weight_decay: 0.0,
+    clip: 1.0,
+
+    distillation: 0.0,
+    distillation_temperature: 1.0,
+    features: 0.0,
+};
+
+/// Trains until the budget is spent and returns the model at hard ternary.
+pub fn train(run: &mut Run) -> Result<Trained> {
+    ensure!(run.is_pretrained(), "this recipe compares what is recovered of a parent: give the campaign one");
+    let knobs = PRETRAINED;
+    let compute = model::ops::preferred_kind(run.device());
+    let mut student = Student::new(&knobs, run, compute)?;
+    let mut optimizer = Optimizer::new(&knobs, &student, compute);
+    let taught = knobs.distillation > 0.0 || knobs.features > 0.0;
+    let parent = taught.then(|| Parent::new(run, compute)).transpose()?;
+
+    let lambda = Lambda {
+        warmup: knobs.warmup,
+        begin: 0.0,
+        end: knobs.warmup_end,
+        levels: knobs.warmup_levels,
+        rate: knobs.warmup_rate,
+    };
+    let temperature =
+        Temperature { first: knobs.temperature, last: knobs.temperature_last, hard_from: knobs.hard_from };
+    let residual = Residual { rise: 0.1 * knobs.residual_end, end: knobs.residual_end };
+    let learning_rate = LearningRate {
+        warmup: knobs.lr_warmup,
+        decay: knobs.lr_decay,
+        cooldown: knobs.lr_cooldown,
+        last: knobs.lr_last,
+    };
+
+    while let Some(progress) = run.progress() {
+        let blend = Blend { lambda: lambda.at(progress), temperature: temperature.at(progress) };
+        let rate = learning_rate.at(progress);
+        if progress >= knobs.fixed_from && student.fix_codes(compute) {
+            optimizer.add_fixed(&student);
+        }
+        let share = (1.0 - progress / knobs.tequila_end).max(0.0);
+        let epsilon = if knobs.residual_end > 0.0 { residual.at(progress) } else { 0.0 };
+        student.refresh(blend, epsilon, share);
+
+        let batch = run.batch(knobs.batch, knobs.window)?;
+        let targets = batch.targets.reshape([-1]);
+        let hidden = student.decoder.hidden(&student.projections, &batch.inputs);
+        let taught = parent.as_ref().map(|parent| parent.hidden(&batch.inputs));
+        let teacher = parent.as_ref().zip(taught.as_ref()).filter(|_| knobs.distillation > 0.0);
+        let teacher = teacher.map(|(parent, hidden)| Teacher {
+            hidden,
+            head: parent.decoder.head(),
+            weight: knobs.distillation,
+            temperature: knobs.distillation_temperature,
+        });
+        let mut objective = objective(&hidden, student.head.leaf(), &targets, teacher);
+        if let Some(taught) = taught.as_ref().filter(|_| knobs.features > 0.0) {
+            objective.add(knobs.features, &feature_loss(&hidden, taught));
+        }
+        let loss = objective.cross_entropy.shallow_clone();
+        objective.backward()?;
+
+        optimizer.step(&student, rate)?;
+        let step = Step { lambda: blend.lambda, lr: knobs.learning_rate * rate, loss: &loss };
+        run.end_step(step, || student.hard_ternary())?;
+    }
+    student.hard_ternary()
+}
+
+/// A quantized projection, with what a method puts beside it.
+struct Projection {
+    weight: TernaryWeight,
+    tequila: Option<Reactivation>,
+    /// Set once the codes stay.
+    fixed: Option<FixedCodes>,
+}
+
+impl Projection {
+    fn leaf(&self) -> &Tensor {
+        self.fixed.as_ref().map_or(self.weight.leaf(), FixedCodes::leaf)
+    }
+
+    fn refresh(&mut self, blend: Blend, residual: f64, share: f64) {
+        match &mut self.fixed {
+            Some(fixed) => fixed.refresh(),
+            None => self.weight.refresh_with_residual(blend, residual),
+        }
+        if let Some(tequila) = &mut self.tequila {
+            tequila.refresh(&self.weight, share);
+        }
+    }
+
+    /// Of the master and of learned scales; none where the codes stay.
+    fn gradients(&self) -> (Option<Tensor>, Option<Tensor>) {
+        let gradients = match (&self.fixed, &self.tequila) {
+            (Some(_), _) => return (None, None),
+            (None, Some(tequila)) => tequila.gradients(&self.weight).0,
+            (None, None) => self.weight.gradients(),
+        };
+        (gradients.master, gradients.scales)
+    }
+}
+
+/// The projections of the blocks.
+struct Projections {
+    blocks: Vec<Vec<Projection>>,
+    activation_bits: u32,
+    lambda: f64,
+}
+
+impl Linears for Projections {
+    fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
+        let chosen: Vec<&Projection> = kinds.iter().map(|&kind| &self.blocks[layer][kind as usize]).collect();
+        let weights: Vec<&Tensor> = chosen.iter().map(|projection| projection.leaf()).collect();
+        // λ also blends in the rounding of the inputs, as the Hugging Face blog does.
+        let x = ternary::activation::fake_quantize(x, self.activation_bits, self.lambda);
+        let products = model::ops::linears(&x, &weights);
+        let with_bias = |(product, projection): (Tensor, &&Projection)| match &projection.tequila {
+            Some(tequila) => product + tequila.bias(),
+            None => product,
+        };
+        products.into_iter().zip(&chosen).map(with_bias).collect()
+    }
+}
+
+/// The model in training: f32 masters, of which each step sees quantized or cast copies.
+struct Student {
+    projections: Projections,
+    decoder: Decoder,
+    /// Embedding, norms and an untied head by name, f32.
+    dense: Vec<(String, Tensor)>,
+    trains_dense: bool,
+    /// The output embedding in the type of the products.
+    head: CastWeight,
+    head_name: &'static str,
+}
+
+impl Student {
+    fn new(knobs: &Knobs, run: &mut Run, compute: Kind) -> Result<Self> {
+        let inputs = match knobs.start {
+            Start::Parent => None,
+            Start::Feedback | Start::Outputs => Some(sample(knobs, run, compute)?),
+        };
+        let config = run.config();
+        let weights = run.initial_weights(Kind::Float)?;
+        let mut blocks = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            let mut block = Vec::with_capacity(ProjectionKind::ALL.len());
+            for kind in ProjectionKind::ALL {
+                let columns = config.projection_shape(kind)[1];
+                let grouping = match knobs.group_size {
+                    0 => Grouping::Row,
+                    size if columns.is_multiple_of(size) => Grouping::Group(size),
+                    _ => Grouping::Row,
+                };
+                let Knobs { scale, deadzone, estimator, .. } = *knobs;
+                let method = Method { grouping, scale, deadzone, estimator };
+                let parent = weights.projection(layer, kind)?;
+                let weight = match &inputs {
+                    None => TernaryWeight::new(parent.shallow_clone(), method, compute),
+                    Some(inputs) => started(knobs.start, parent, &inputs[layer][source(kind)], method, compute)?,
+                };
+                let tequila = (knobs.tequila > 0.0).then(|| Reactivation::new(&weight, knobs.tequila, false));
+                block.push(Projection { weight, tequila, fixed: None });
+            }
+            blocks.push(block);
+        }
+        let trains_dense = run.campaign().constraints.train_unquantized;
+        let dense: Weights = (weights.unquantized(config)?.iter())
+            .map(|(name, tensor)| (name.to_owned(), tensor.detach().set_requires_grad(trains_dense)))
+            .collect();
+        let head_name = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        Ok(Self {
+            decoder: Decoder::new(config, &dense, compute)?,
+            head: CastWeight::new(dense.get(head_name)?.detach(), compute),
+            head_name,
+            dense: dense.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect(),
+            trains_dense,
+            projections: Projections { blocks, activation_bits: knobs.activation_bits, lambda: 1.0 },
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Projection> {
+        self.projections.blocks.iter().flatten()
+    }
+
+    /// Quantizes every weight once for the coming step.
+    fn refresh(&mut self, blend: Blend, residual: f64, share: f64) {
+        self.projections.lambda = blend.lambda;
+        for projection in self.projections.blocks.iter_mut().flatten() {
+            projection.refresh(blend, residual, share);
+        }
+        if self.trains_dense {
+            self.head.refresh();
+            for (_, tensor) in &mut self.dense {
+                tensor.zero_grad();
+            }
+        }
+    }
+
+    /// Lets the codes be what they are from here on; false when they already are.
+    fn fix_codes(&mut self, compute: Kind) -> bool {
+        let mut changed = false;
+        for projection in self.projections.blocks.iter_mut().flatten().filter(|projection| projection.fixed.is_none()) {
+            projection.fixed = Some(FixedCodes::new(projection.weight.export(), compute));
+            projection.tequila = None;
+            changed = true;
+        }
+        changed
+    }
+
+    /// Gradients of the dense tensors, in their order.
+    fn dense_gradients(&self) -> Vec<Option<Tensor>> {
+        let gradient = |(name, tensor): &(String, Tensor)| {
+            let own = Some(tensor.grad()).filter(Tensor::defined);
+            let head = (name == self.head_name).then(|| self.head.gradient()).flatten();
+            match (own, head) {
+                // A tied embedding is used at both ends.
+                (Some(own), Some(head)) => Some(own + head),
+                (own, head) => own.or(head),
+            }
+        };
+        self.dense.iter().filter(|_| self.trains_dense).map(gradient).collect()
+    }
+
+    /// The model as it is exported.
+    fn hard_ternary(&mut self) -> Result<Trained> {
+        self.refresh(Blend::HARD, 0.0, 0.0);
+        let mut ternary = Vec::new();
+        for (layer, block) in self.projections.blocks.iter().enumerate() {
+            for (kind, projection) in ProjectionKind::ALL.into_iter().zip(block) {
+                let fixed = projection.fixed.as_ref();
+                ternary.push(TernaryMatrix {
+                    name: kind.tensor(layer),
+                    grouping: projection.weight.method().grouping,
+                    quantized: fixed.map_or_else(|| projection.weight.export(), FixedCodes::export),
+                    weight: projection.leaf().detach(),
+                });
+            }
+        }
+        let dense = if self.trains_dense { self.dense.iter() } else { [].iter() };
+        Ok(Trained {
+            activation_bits: self.projections.activation_bits,
+            ternary,
+            dense: dense.map(|(name, tensor)| (name.clone(), tensor.detach())).collect(),
+        })
+    }
+}
+
+/// A weight whose codes and scales are fitted to the inputs of its projection.
+fn started(start: Start, parent: &Tensor, inputs: &Inputs, method: Method, compute: Kind) -> Result<TernaryWeight> {
+    ensure!(
+        method.estimator.learned().is_some(),
+        "a start has scales of its own: choose an estimator that learns them"
+    );
+    let (master, scales) = match start {
+        Start::Feedback => {
+            let start = error_feedback(parent, inputs, method.grouping, Scale::Mse)?;
+            (start.master, start.quantized.scales)
+        }
+        Start::Parent | Start::Outputs => {
+            (parent.shallow_clone(), fit_outputs(parent, inputs, method.grouping, FITTED_ROUNDS)?.scales)
+        }
+    };
+    let mut weight = TernaryWeight::new(master, method, compute);
+    weight.set_levels(&scales);
+    weight.refresh(Blend::HARD);
+    Ok(weight)
+}
+
+/// Rounds of codes and scales in alternation.
+const FITTED_ROUNDS: usize = 8;
+
+/// Inputs of a block's projections, by [`source`].
+type BlockInputs = Vec<Inputs>;
+
+/// Which of a block's four inputs a projection has.
+fn source(kind: ProjectionKind) -> usize {
+    use ProjectionKind::{Down, Gate, K, O, Q, Up, V};
+    match kind {
+        Q | K | V => 0,
+        O => 1,
+        Gate | Up => 2,
+        Down => 3,
+    }
+}
+
+/// The inputs that the parent's projections see on windows of the training text, which count as the first step's.
+fn sample(knobs: &Knobs, run: &mut Run, compute: Kind) -> Result<Vec<BlockInputs>> {
+    let parent = Parent::new(run, compute)?;
+    let config = run.config();
+    let device = run.device();
+    let columns = [ProjectionKind::Q, ProjectionKind::O, ProjectionKind::Gate, ProjectionKind::Down];
+    let block = || columns.map(|kind| Inputs::new(config.projection_shape(kind)[1] as i64, device)).into();
+    let inputs = RefCell::new((0..config.num_hidden_layers).map(|_| block()).collect());
+    let sampling = Sampling { parent: &parent.projections, inputs };
+    for _ in 0..knobs.start_windows.div_ceil(knobs.batch) {
+        let batch = run.batch(knobs.batch, knobs.window)?;
+        tch::no_grad(|| parent.decoder.hidden(&sampling, &batch.inputs));
+    }
+    Ok(sampling.inputs.into_inner())
+}
+
+/// The parent's projections, which remember what they were given.
+struct Sampling<'a> {
+    parent: &'a Dense,
+    inputs: RefCell<Vec<BlockInputs>>,
+}
+
+impl Linears for Sampling<'_> {
+    fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
+        self.inputs.borrow_mut()[layer][source(kinds[0])].add(x);
+        self.parent.project(layer, kinds, x)
+    }
+}
+
+/// AdamW, and Muon for the quantized matrices where it is chosen.
+struct Optimizer {
+    adamw: AdamW,
+    muon: Option<Muon>,
+    fixed: GroupId,
+}
+
+impl Optimizer {
+    /// Parameters: masters, learned scales, dense tensors; scales of fixed codes come last.
+    fn new(knobs: &Knobs, student: &Student, compute: Kind) -> Self {
+        let betas = (knobs.beta1, knobs.beta2);
+        let mut adamw = AdamW::new(Options { betas, epsilon: knobs.epsilon, clip: Some(knobs.clip) });
+        let mut muon = knobs.muon.then(|| Muon::new(muon::Options::new(compute)));
+        let matrices = Group { learning_rate: knobs.learning_rate, weight_decay: 0.0 };
+        let mut group = |learning_rate, weight_decay| adamw.group(Group { learning_rate, weight_decay });
+        let masters = group(knobs.learning_rate, 0.0);
+        let scales = group(knobs.scale_learning_rate, 0.0);
+        let tables = group(knobs.dense_learning_rate, knobs.weight_decay);
+        let norms = group(knobs.dense_learning_rate, 0.0);
+        let fixed = group(knobs.fixed_learning_rate, 0.0);
+        for projection in student.all() {
+            match &mut muon {
+                Some(muon) => muon.add(matrices, projection.weight.master()),
+                None => adamw.add(masters, projection.weight.master()),
+            }
+        }
+        for learned in student.all().filter_map(|projection| projection.weight.scales()) {
+            adamw.add(scales, learned);
+        }
+        for (_, tensor) in student.dense.iter().filter(|_| student.trains_dense) {
+            adamw.add(if tensor.dim() == 1 { norms } else { tables }, tensor);
+        }
+        Self { adamw, muon, fixed }
+    }
+
+    fn add_fixed(&mut self, student: &Student) {
+        for fixed in student.all().filter_map(|projection| projection.fixed.as_ref()) {
+            self.adamw.add(self.fixed, fixed.scales());
+        }
+    }
+
+    /// Moves everything that has a gradient.
+    fn step(&mut self, student: &Student, rate: f64) -> Result<()> {
+        let (masters, scales): (Vec<_>, Vec<_>) = student.all().map(Projection::gradients).unzip();
+        let learned = student.all().zip(scales).filter(|(projection, _)| projection.weight.scales().is_some());
+        let mut rest: Vec<_> = learned.map(|(_, gradient)| gradient).collect();
+        rest.extend(student.dense_gradients());
+        rest.extend(student.all().filter_map(|projection| projection.fixed.as_ref()).map(FixedCodes::gradient));
+        // The gradient's norm stays on the device.
+        let _norm = match &mut self.muon {
+            Some(muon) => {
+                muon.step(&masters, rate);
+                self.adamw.step(&rest, rate)?
+            }
+            None => self.adamw.step(&masters.into_iter().chain(rest).collect::<Vec<_>>(), rate)?,
+        };
+        Ok(())
+    }
+}
+
+/// The full-precision parent, frozen.
+struct Parent {
+    decoder: Decoder,
+    projections: Dense,
+}
+
+impl Parent {
+    fn new(run: &Run, compute: Kind) -> Result<Self> {
+        let weights = run.initial_weights(compute)?;
+        let projections = Dense::new(run.config(), &weights, compute)?;
+        Ok(Self { decoder: Decoder::new(run.config(), &weights, compute)?, projections })
+    }
+
+    /// Hidden states (B·T, D).
+    fn hidden(&self, ids: &Tensor) -> Tensor {
+        tch::no_grad(|| self.decoder.hidden(&self.projections, ids))
+    }
+}
