@@ -452,7 +452,7 @@ fn sample(knobs: &Knobs, run: &mut Run, compute: Kind) -> Result<Vec<BlockInputs
     let sampling = Sampling { parent: &parent.projections, inputs };
     for _ in 0..knobs.start_windows.div_ceil(knobs.batch) {
         let batch = run.batch(knobs.batch, knobs.window)?;
-        tch::no_grad(|| parent.decoder.hidden(&sampling, &batch.inputs));
+        let _hidden = tch::no_grad(|| parent.decoder.hidden(&sampling, &batch.inputs));
     }
     Ok(sampling.inputs.into_inner())
 }
