@@ -34,7 +34,9 @@ fn repository(script: &str, more: &str) -> Repository {
     let argv = if more.contains("prompt = ") { ", \"{prompt_file}\"" } else { "" };
     asking(
         &repository,
-        &format!("kind = \"command\"\ncommand = {{ argv = [{coder:?}{argv}], {more} }}\nrepairs = 1\nwait_seconds = 600.0\n"),
+        &format!(
+            "kind = \"command\"\ncommand = {{ argv = [{coder:?}{argv}], {more} }}\nrepairs = 1\nwait_seconds = 600.0\n"
+        ),
     );
     repository
 }
