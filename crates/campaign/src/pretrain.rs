@@ -14,9 +14,12 @@ pub struct Pretrain {
     /// Seed of the initial weights and of the order of the text.
     #[serde(default)]
     pub seed: u64,
-    /// Peak learning rate.
+    /// Peak learning rate of the matrices.
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
+    /// Peak learning rate of embedding, head and norms.
+    #[serde(default = "default_dense_learning_rate")]
+    pub dense_learning_rate: f64,
     /// Decoupled weight decay of the matrices, embedding included.
     #[serde(default = "default_weight_decay")]
     pub weight_decay: f64,
@@ -48,6 +51,7 @@ impl Pretrain {
             ));
         }
         crate::check::positive("model.pretrain.learning_rate", self.learning_rate)?;
+        crate::check::positive("model.pretrain.dense_learning_rate", self.dense_learning_rate)?;
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             return Err(format!("model.pretrain.weight_decay is {}; it must be 0 or more", self.weight_decay));
         }
@@ -56,14 +60,17 @@ impl Pretrain {
 }
 
 fn default_learning_rate() -> f64 {
-    2e-3
+    1e-3
+}
+fn default_dense_learning_rate() -> f64 {
+    8e-3
 }
 fn default_weight_decay() -> f64 {
-    0.1
+    0.01
 }
 fn default_batch() -> usize {
     8
 }
 fn default_window() -> usize {
-    256
+    128
 }

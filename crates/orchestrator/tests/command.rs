@@ -112,15 +112,15 @@ printf 'Looking around.\n\nHYPOTHESIS: a higher rate\nEXPECTED: a lower loss\n'
     let commit = of(&rows[1], "commit");
     let changed = repository.git(&["diff", "--name-only", of(&rows[1], "parent"), commit]);
     assert_eq!(changed, "crates/trainer/src/train.rs");
-    // The second time its edit changes nothing: it is told so once, and then the search goes on without it.
+    // The second time it makes the edit that is in training: it is told so once, and then the search goes on without it.
     assert_eq!(of(&rows[2], "agent"), "search");
     assert!(said.contains("no proposal of coder"), "{said}");
 
     let recorded = exchanges(&repository);
-    assert_eq!(recorded.len(), 4);
     assert!(answer(&recorded[0]).contains("not taken back: \"Cargo.toml\", \"added.rs\", \".gitignore\""));
-    assert_eq!(answer(&recorded[1]), "Rates near 1e-2 are best.\n");
-    assert!(recorded[3]["prompt"]["turns"][0]["reply"].as_str().unwrap().contains("You did not change"));
+    assert!(recorded.iter().any(|exchange| answer(exchange) == "Rates near 1e-2 are best.\n"), "{recorded:?}");
+    let told = |exchange: &Value| exchange["prompt"]["turns"][0]["reply"].as_str().unwrap_or_default().to_owned();
+    assert!(recorded.iter().any(|exchange| told(exchange).contains("This recipe was tried before")), "{recorded:?}");
     assert_eq!(recorded[0]["exchange"]["usage"]["estimated"], true, "it does not count");
 
     let again = Repository::new();

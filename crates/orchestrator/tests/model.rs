@@ -11,8 +11,9 @@ mod stand_ins;
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use server::{Server, openai, reply, stream};
 use stand_ins::Repository;
@@ -149,7 +150,7 @@ fn a_model_thinks_and_its_proposal_is_compiled_while_something_trains() {
     // The first replicate trains until it is told to end.
     let trainer = repository.dir.path().join("stand-ins/bin/trainer");
     let text = fs::read_to_string(&trainer).unwrap();
-    let wait = "[ \"$seed\" != 1 ] || while [ ! -e \"$out/go\" ]; do sleep 0.05; done\n";
+    let wait = "[ \"$seed RATE\" != \"1 4e-3\" ] || while [ ! -e \"$out/go\" ]; do sleep 0.05; done\n";
     fs::write(&trainer, text.replacen("case RATE", &format!("{wait}case RATE"), 1)).unwrap();
     let mut running = repository.start(&["run", "nano", "--tag", "t", "--experiments", "2"], &[]);
 
@@ -167,6 +168,47 @@ fn a_model_thinks_and_its_proposal_is_compiled_while_something_trains() {
     let journal = fs::read_to_string(repository.run_folder().join("journal.jsonl")).unwrap();
     let built = journal.lines().filter(|line| line.contains("\"ahead\":true")).count();
     assert_eq!((built, journal.contains("handed back"), draft.exists()), (1, false, false), "{journal}");
+}
+
+#[test]
+fn a_proposal_that_waits_outlives_a_stop_and_one_that_a_keep_contradicts_does_not() {
+    // The second is for the same line as the first, which is kept.
+    let again = "    learning_rate: 9.0e-3, // search: log 5e-4..2e-2";
+    let server = Server::start([
+        edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),
+        edit("another rate", LINE, again),
+        reply("401 Unauthorized", "content-type: application/json\r\n", r#"{"error":{"message":"no"}}"#),
+    ]);
+    let repository = repository(&format!(
+        "kind = \"openai\"\nmodel = \"m\"\nbase_url = \"{}\"\nkey_variable = \"\"\nwait_seconds = 600.0\n",
+        server.base_url()
+    ));
+    // The first replicate trains until it is told to end; the first time it is stopped.
+    let trainer = repository.dir.path().join("stand-ins/bin/trainer");
+    let text = fs::read_to_string(&trainer).unwrap();
+    let wait = "[ \"$seed RATE\" != \"1 4e-3\" ] || while [ ! -e \"$out/go\" ]; do sleep 0.05; done\n";
+    fs::write(&trainer, text.replacen("case RATE", &format!("{wait}case RATE"), 1)).unwrap();
+    let mut running = repository.start(&RUN, &[]);
+    server.request();
+    let exchanges = repository.run_folder().join("exchanges");
+    stand_ins::wait_for("the answer", || fs::read_dir(&exchanges).is_ok_and(|files| files.count() == 1));
+    kill_process(Pid::from_child(&running), Signal::INT).unwrap();
+    assert!(running.wait().unwrap().success(), "{}", fs::read_to_string(repository.log()).unwrap());
+    assert!(repository.run_folder().join("draft.json").exists());
+
+    let replicate = repository.run_folder().join("replicates/0001");
+    fs::remove_dir_all(&replicate).unwrap();
+    let mut command = repository.command(&RUN);
+    let running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    stand_ins::wait_for("the replicate", || fs::write(replicate.join("out/go"), "").is_ok());
+    let out = running.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let rows = rows(&repository);
+    assert_eq!((&rows[1]["agent"], &rows[1]["status"]), (&"m".into(), &"keep".into()), "{}", rows[1]);
+    let told = String::from_utf8_lossy(&out.stdout);
+    assert!(told.contains("a proposal of m is thrown away: it does not fit the new incumbent"), "{told}");
+    let journal = fs::read_to_string(repository.run_folder().join("journal.jsonl")).unwrap();
+    assert!(journal.contains("\"drafted\":true") && !journal.contains("another rate"), "{journal}");
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl Search<'_> {
         let name = thinking.mind.name().to_owned();
         let Some(draft) = thinking.draft.take() else { return Ok(Asked::Nothing(waited)) };
         if self.state.tried().contains(&draft.hash) {
-            self.unused(&name, "it was tried meanwhile", draft.cost)?;
+            self.unused(&name, "it was tried meanwhile", true, draft.cost)?;
             self.forget_draft();
             return Ok(Asked::Nothing(waited));
         }
@@ -220,7 +220,7 @@ impl Search<'_> {
             && let Some(repair) = thinking.repair.take()
         {
             let name = thinking.mind.name().to_owned();
-            self.unused(&name, "the search ended before it was repaired", repair.cost)?;
+            self.unused(&name, "the search ended before it was repaired", false, repair.cost)?;
         }
         Ok(())
     }
@@ -239,9 +239,9 @@ impl Search<'_> {
             Outcome::Draft(draft) => self.keep_draft(Draft { cost, ..*draft })?,
             Outcome::None(why) => {
                 self.printer.line(&format!("     no proposal of {name}: {why}; the search goes on without it"));
-                self.unused(&name, &why, cost)?;
+                self.unused(&name, &why, false, cost)?;
             }
-            Outcome::Nothing if cost.calls > 0 => self.unused(&name, "lessons, or broken off", cost)?,
+            Outcome::Nothing if cost.calls > 0 => self.unused(&name, "lessons, or broken off", false, cost)?,
             Outcome::Nothing => {}
         }
         Ok(true)
@@ -340,7 +340,7 @@ impl Search<'_> {
                 self.forget_draft();
                 let reason = "it does not fit the new incumbent";
                 self.printer.line(&format!("     a proposal of {name} is thrown away: {reason}"));
-                self.unused(&name, reason, draft.cost)
+                self.unused(&name, reason, true, draft.cost)
             }
         }
     }
@@ -360,8 +360,8 @@ impl Search<'_> {
         super::remove(&self.layout.draft());
     }
 
-    fn unused(&mut self, agent: &str, reason: &str, cost: Cost) -> Result<(), Failure> {
-        self.write(Event::Unused(Unused { agent: agent.into(), reason: reason.into(), cost }))
+    fn unused(&mut self, agent: &str, reason: &str, drafted: bool, cost: Cost) -> Result<(), Failure> {
+        self.write(Event::Unused(Unused { agent: agent.into(), reason: reason.into(), drafted, cost }))
     }
 
     /// What would be asked next.

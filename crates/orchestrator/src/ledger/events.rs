@@ -131,6 +131,9 @@ pub struct Unused {
     pub agent: String,
     /// Why nothing comes of it.
     pub reason: String,
+    /// Whether there was a recipe, which is not tried.
+    #[serde(default)]
+    pub drafted: bool,
     /// What it took.
     pub cost: Cost,
 }

@@ -203,3 +203,17 @@ fn uncommitted_sources_are_refused_and_other_files_are_not() {
     fs::write(f.root().join(RECIPE), "fn mine() {}\n").unwrap();
     assert!(f.workspace.check_committed().unwrap_err().to_string().contains(RECIPE));
 }
+
+#[test]
+fn a_change_is_put_onto_another_one_unless_both_change_the_same_lines() {
+    let f = Fixture::new();
+    let lines = |first: &str, last: &str| format!("{first}\n{}{last}\n", "// between\n".repeat(8));
+    let commit = |recipe: &str, parent| f.workspace.commit(parent, recipe, "t", "t\n").unwrap();
+    let base = commit(&lines("a", "z"), f.start);
+    let onto = commit(&lines("A", "z"), base);
+    let merged = |recipe: &str| f.workspace.reapply(recipe, base, onto).unwrap();
+    assert_eq!(merged(&lines("a", "Z")), Some(lines("A", "Z")));
+    assert_eq!(merged(&lines("b", "z")), None);
+    // What is there already changes nothing.
+    assert_eq!(merged(&lines("A", "z")), Some(lines("A", "z")));
+}

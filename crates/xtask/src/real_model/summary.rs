@@ -26,8 +26,9 @@ struct Figures {
     model_rows: usize,
     /// Rows of the model that gave no figure: whatever was trained of them is wasted.
     wasted: usize,
-    /// Recipes of the model that were put in flight.
+    /// Recipes of the model that were put in flight, and that were not: tried meanwhile, or in conflict with a keep.
     proposed: usize,
+    dropped: usize,
     /// Training runs of which nobody proposed the recipe.
     foreign: usize,
     /// Training runs with their seconds, from start to end: of the model's recipes, and of all.
@@ -77,6 +78,7 @@ impl Figures {
                     self.proposed += usize::from(agent == model);
                     authors.insert(event["experiment"].as_u64().unwrap_or_default(), agent.to_owned());
                 }
+                "unused" => self.dropped += usize::from(event["drafted"] == true),
                 "trained" => self.train(event, &authors, model),
                 "replicated" => self.train(&event["trained"], &authors, model),
                 "ended" => {
@@ -132,8 +134,8 @@ impl Figures {
         list(&mut out, "rows, by agent and status:", &self.rows);
         let _ = writeln!(
             out,
-            "answers: {} ({refused} refused, {} put in flight); {} tokens read, {} written",
-            self.answers, self.proposed, self.tokens[0], self.tokens[1]
+            "answers: {} ({refused} refused, {} put in flight, {} dropped); {} tokens read, {} written",
+            self.answers, self.proposed, self.dropped, self.tokens[0], self.tokens[1]
         );
         list(&mut out, "refusals, by reason:", &self.refusals);
         if !self.silent.is_empty() {
@@ -147,7 +149,7 @@ impl Figures {
         let seconds = |key: &str| status["time"][key].as_f64().unwrap_or_default();
         let worked = seconds("worked").max(f64::MIN_POSITIVE);
         let _ = writeln!(out, "time: {worked:.0} s");
-        for key in ["thinking", "building", "training", "around", "evaluating"] {
+        for key in ["thinking", "building", "rehearsing", "training", "around", "evaluating"] {
             let _ = writeln!(out, "  {key:<10} {:>6.1} s {:>5.1} %", seconds(key), 100.0 * seconds(key) / worked);
         }
         out
@@ -160,7 +162,8 @@ impl Figures {
         ensure!(self.answers > 0, "the model never answered: {:?}", self.silent);
         let refused: usize = self.refusals.values().sum();
         // A row of the model is followed by a question for its lesson.
-        let accounted = refused + self.proposed..=refused + self.proposed + self.model_rows;
+        let taken = refused + self.proposed + self.dropped;
+        let accounted = taken..=taken + self.model_rows;
         ensure!(
             accounted.contains(&self.answers),
             "{} answers, but {refused} refusals and {} recipes: some answer was neither taken nor explained",
@@ -207,7 +210,9 @@ mod tests {
         figures.hold(2).expect("all holds");
         assert_eq!((figures.runs, figures.model_runs), ((3, 21.0), (1, 8.0)));
         let report = figures.report(&serde_json::json!({"time": {"worked": 40.0, "thinking": 10.0}}));
-        for line in ["1 × m: discard", "answers: 3 (1 refused, 1 put in flight); 15 tokens", "10.0 s  25.0 %"] {
+        for line in
+            ["1 × m: discard", "answers: 3 (1 refused, 1 put in flight, 0 dropped); 15 tokens", "10.0 s  25.0 %"]
+        {
             assert!(report.contains(line), "{line}: {report}");
         }
     }

@@ -203,9 +203,10 @@ impl Parent {
         let compute = model::ops::preferred_kind(device);
         let weights = Weights::init(config, settings.seed, device)?;
         let mut optimizer = AdamW::new(Options { betas: BETAS, ..Options::default() });
-        let learning_rate = settings.learning_rate;
-        let matrices = optimizer.group(Group { learning_rate, weight_decay: settings.weight_decay });
-        let norms = optimizer.group(Group { learning_rate, weight_decay: 0.0 });
+        let mut group = |learning_rate, weight_decay| optimizer.group(Group { learning_rate, weight_decay });
+        let matrices = group(settings.learning_rate, settings.weight_decay);
+        let tables = group(settings.dense_learning_rate, settings.weight_decay);
+        let norms = group(settings.dense_learning_rate, 0.0);
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let mut block = Vec::with_capacity(ProjectionKind::ALL.len());
@@ -220,7 +221,7 @@ impl Parent {
             .map(|(name, tensor)| (name.to_owned(), tensor.detach().set_requires_grad(true)))
             .collect();
         for (_, tensor) in dense.iter() {
-            optimizer.add(if tensor.dim() == 1 { norms } else { matrices }, tensor);
+            optimizer.add(if tensor.dim() == 1 { norms } else { tables }, tensor);
         }
         let head_name = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
         Ok(Self {
