@@ -216,8 +216,10 @@ pub fn train(run: &mut Run) -> Result<Trained> {
         let loss = objective.cross_entropy.shallow_clone();
         objective.backward()?;
 
-        optimizer.step(&student, rate)?;
-        let step = Step { lambda: blend.lambda, lr: knobs.learning_rate * rate, loss: &loss };
+        // Loss and norm stay on the device; the frame reads them a step later.
+        let norm = optimizer.step(&student, rate)?;
+        let lr = knobs.learning_rate * rate;
+        let step = Step { lambda: blend.lambda, lr, loss: &loss, gradient_norm: Some(&norm) };
         run.end_step(step, || student.hard_ternary())?;
     }
     student.hard_ternary()
@@ -511,22 +513,20 @@ impl Optimizer {
         }
     }
 
-    /// Moves everything that has a gradient.
-    fn step(&mut self, student: &Student, rate: f64) -> Result<()> {
+    /// Moves everything that has a gradient; the global norm of AdamW's part.
+    fn step(&mut self, student: &Student, rate: f64) -> Result<Tensor> {
         let (masters, scales): (Vec<_>, Vec<_>) = student.all().map(Projection::gradients).unzip();
         let learned = student.all().zip(scales).filter(|(projection, _)| projection.weight.scales().is_some());
         let mut rest: Vec<_> = learned.map(|(_, gradient)| gradient).collect();
         rest.extend(student.dense_gradients());
         rest.extend(student.all().filter_map(|projection| projection.fixed.as_ref()).map(FixedCodes::gradient));
-        // The gradient's norm stays on the device.
-        let _norm = match &mut self.muon {
+        Ok(match &mut self.muon {
             Some(muon) => {
                 muon.step(&masters, rate);
                 self.adamw.step(&rest, rate)?
             }
             None => self.adamw.step(&masters.into_iter().chain(rest).collect::<Vec<_>>(), rate)?,
-        };
-        Ok(())
+        })
     }
 }
 
