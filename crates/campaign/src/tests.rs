@@ -260,7 +260,7 @@ fn a_pretrained_parent_is_one_that_recipes_start_from() {
     for text in [with, protected] {
         let campaign = Campaign::parse(&text).unwrap();
         assert!(campaign.model.has_parent());
-        assert_eq!(campaign.model.pretrain.unwrap().steps(), 5, "9000 tokens are 4.4 steps of 8 x 256");
+        assert_eq!(campaign.model.pretrain.unwrap().steps(), 9, "9000 tokens are 8.8 steps of 8 x 128");
     }
     // What was prepared before keeps its hash.
     assert!(!serde_json::to_string(&nano.model).unwrap().contains("pretrain"));

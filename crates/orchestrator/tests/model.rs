@@ -128,6 +128,10 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
     assert_eq!(fs::read_dir(repository.run_folder().join("exchanges")).unwrap().count(), 8);
     assert!(!holds(repository.dir.path(), KEY.as_bytes()));
 
+    let results = repository.json(&["results", "--json"]);
+    assert!(results["costs"]["2"]["usage"]["output"].as_u64() > Some(0), "{results}");
+    assert_eq!(results["unused"][0]["agent"], "test-model", "{results}");
+
     // The same search out of the recordings, without a server and a key.
     let recorded = repository.run_folder().join("exchanges").display().to_string();
     drop(server);

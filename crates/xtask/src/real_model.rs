@@ -25,7 +25,7 @@ const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3
 const CONTEXT: u32 = 8192;
 /// Tokens of a question by our own count, which is a tenth above this model's for such text; the rest of the context is
 /// for the answers and for what was wrong with them.
-const PROMPT_TOKENS: u64 = 7000;
+const PROMPT_TOKENS: u64 = 7300;
 /// Tokens of an answer.
 const OUTPUT_TOKENS: u32 = 256;
 /// Times that the model is told what was wrong with an answer.

@@ -132,10 +132,14 @@ fn assemble(state: &State, knowledge: &Knowledge, pasts: &[Past], shown: &Shown,
         changing.push(Section::new("Lessons", lessons.list(shown.history / LESSON_SHARE)));
     }
     if let Some((number, description, diff)) = &knowledge.in_flight {
+        let change = match shown.change {
+            true => quote("Its change of the incumbent", diff.as_bytes(), DIFF_BYTES),
+            false => "There is no room for its change of the incumbent.".into(),
+        };
         let text = format!(
-            "Experiment {number} trains now, and its result is not known yet: {description}\n{}\nYour change is tried next, \
-             against the incumbent if experiment {number} is not kept, and merged into it if it is. Propose something else.",
-            quote("Its change of the incumbent", diff.as_bytes(), DIFF_BYTES)
+            "Experiment {number} trains now, and its result is not known yet: {description}\n{change}\nYour change is tried \
+             next, against the incumbent if experiment {number} is not kept, and merged into it if it is. Propose something \
+             else."
         );
         changing.push(Section::new("In training", text));
     }

@@ -1,13 +1,15 @@
 //! The table that `results` prints, one line of it, and the figures below it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
 
 use super::kept::{Gain, Kept, kept};
 use super::{description, short};
+use crate::agent::Cost;
 use crate::layout::Layout;
-use crate::ledger::{Evaluation, Replicate, Row, State, Status, Time};
+use crate::ledger::{Evaluation, Replicate, Row, State, Status, Time, Unused};
 use crate::verdict::Noise;
 
 /// One experiment in one line, as `run` prints it.
@@ -40,7 +42,9 @@ pub fn header() -> String {
 pub fn print(state: &State) -> String {
     let mut text = header() + "\n";
     for row in &state.rows {
-        let _ = writeln!(text, "{}", line(row));
+        let cost = state.proposals.get(&row.experiment).and_then(|proposed| proposed.cost);
+        let cost = cost.map_or_else(String::new, |cost| format!(" [{}]", price(&cost)));
+        let _ = writeln!(text, "{}{cost}", line(row));
     }
     for line in summary(state) {
         let _ = writeln!(text, "{line}");
@@ -70,9 +74,9 @@ pub fn summary(state: &State) -> Vec<String> {
     }
     lines.extend(time(&state.time));
     if let Some(cost) = state.cost() {
-        let dollars = cost.dollars.map_or_else(String::new, |dollars| format!(", ${dollars:.4}"));
-        let tokens = cost.usage.total();
-        lines.push(format!("language models: {} calls, {tokens} tokens{dollars}, {:.0} s", cost.calls, cost.seconds));
+        let (calls, seconds, vain) = (cost.calls, cost.seconds, state.unused.len());
+        let vain = if vain == 0 { String::new() } else { format!("; {vain} times nothing came of it") };
+        lines.push(format!("language models: {calls} calls, {}, {seconds:.0} s{vain}", price(&cost)));
     }
     let reported = |row: &Row| state.reported.get(&(Some(row.experiment), None));
     if let (Some(first), Some(now)) = (reported(baseline), reported(best)) {
@@ -80,6 +84,12 @@ pub fn summary(state: &State) -> Vec<String> {
     }
     lines.extend(kept(state).iter().filter_map(gains));
     lines
+}
+
+/// Tokens, and dollars where prices are known.
+fn price(cost: &Cost) -> String {
+    let dollars = cost.dollars.map_or_else(String::new, |dollars| format!(", ${dollars:.4}"));
+    format!("{} tokens{dollars}", cost.usage.total())
 }
 
 /// Where the time went.
@@ -165,6 +175,10 @@ pub struct Document<'a> {
     noise: Option<Noise>,
     /// What each kept experiment gained over the baseline, with intervals.
     kept: Vec<Kept<'a>>,
+    /// What asking language models took, by experiment.
+    costs: BTreeMap<u64, Cost>,
+    /// What they were asked in vain.
+    unused: &'a [Unused],
 }
 
 /// A final figure; the full-precision parent has no experiment.
@@ -192,6 +206,8 @@ impl<'a> Document<'a> {
             replicates: &state.replicates,
             noise: state.noise(),
             kept: kept(state),
+            costs: state.proposals.iter().filter_map(|(&number, proposed)| Some((number, proposed.cost?))).collect(),
+            unused: &state.unused,
         }
     }
 }

@@ -292,6 +292,6 @@ fn documentation_is_shortened_to_sentences_and_to_nothing() {
 }
 
 /// Bytes: some 13,000 tokens.
-const CRATES_LIMIT: usize = 39_000;
+const CRATES_LIMIT: usize = 40_000;
 /// Bytes: some 2,500 tokens.
 const FRAME_LIMIT: usize = 7_500;

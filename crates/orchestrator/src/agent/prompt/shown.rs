@@ -5,7 +5,7 @@ use language_model::estimated_tokens;
 use crate::agent::outline::Detail;
 
 /// Tokens below which the table of experiments is not cut for the sake of the rest.
-const SHORTEST_HISTORY: u64 = 400;
+const SHORTEST_HISTORY: u64 = 300;
 /// Lines of the incumbent's log, and how many are left without an outline.
 const CURVE: usize = 16;
 const SHORTEST_CURVE: usize = 4;
@@ -21,13 +21,15 @@ pub(super) struct Shown<'a> {
     pub history: u64,
     /// Most lines of the incumbent's log.
     pub curve: usize,
+    /// Whether the change that is in training is shown, and not only what it tries.
+    pub change: bool,
     /// Sections of program.md that are left out, the longest first.
     pub without: Vec<&'a str>,
 }
 
 /// From all to least. The recipe, the campaign and the way to answer always stay.
 pub(super) fn steps(program: &str, history: u64) -> Vec<Shown<'_>> {
-    let mut shown = Shown { outline: Detail::Paragraphs, history, curve: CURVE, without: Vec::new() };
+    let mut shown = Shown { outline: Detail::Paragraphs, history, curve: CURVE, change: true, without: Vec::new() };
     let mut steps = vec![shown.clone()];
     for outline in [Detail::Sentences, Detail::Signatures, Detail::Named] {
         shown.outline = outline;
@@ -37,7 +39,7 @@ pub(super) fn steps(program: &str, history: u64) -> Vec<Shown<'_>> {
         shown.history = (shown.history / 2).max(SHORTEST_HISTORY);
         steps.push(shown.clone());
     }
-    (shown.outline, shown.curve) = (Detail::Nothing, SHORTEST_CURVE);
+    (shown.outline, shown.curve, shown.change) = (Detail::Nothing, SHORTEST_CURVE, false);
     steps.push(shown.clone());
     let mut sections = sections(program);
     sections.sort_by_key(|section| std::cmp::Reverse(section.len()));
@@ -104,7 +106,7 @@ mod tests {
         assert_eq!(steps[0].program(program), program);
         assert!(steps[0].left_out(4000).is_empty());
         let rooms: Vec<u64> = steps.iter().map(|shown| shown.history).collect();
-        assert_eq!(rooms, [4000, 4000, 4000, 4000, 2000, 1000, 500, 400, 400, 400, 400]);
+        assert_eq!(rooms, [4000, 4000, 4000, 4000, 2000, 1000, 500, 300, 300, 300, 300]);
         // Every step leaves out more than the one before, and says so.
         for pair in steps.windows(2) {
             assert_ne!(pair[0].left_out(4000), pair[1].left_out(4000));
@@ -112,7 +114,7 @@ mod tests {
         let last = steps.last().expect("steps");
         assert_eq!(last.program(program), "# Task\n\nDo.\n\n");
         let said = last.left_out(4000).join("; ");
-        for part in ["the outline", "400 tokens (of 4000", "all but 4 lines", "\"Ideas\"", "\"Rules\""] {
+        for part in ["the outline", "300 tokens (of 4000", "all but 4 lines", "\"Ideas\"", "\"Rules\""] {
             assert!(said.contains(part), "{part}: {said}");
         }
     }

@@ -43,7 +43,7 @@ impl Texts {
             diffs: kept.map(|row| (row.experiment, format!("+ line of {}\n", row.experiment))).collect(),
             log: "step\tlambda\tgrad_norm\n100\t1.0\t0.5\n".into(),
             left: "Much is left.".into(),
-            in_flight: None,
+            in_flight: Some((state.rows.len() as u64 + 1, "A change.".into(), "+ a line\n".repeat(400))),
             recipe: self.recipe.clone(),
         };
         prompt(state, &knowledge)
