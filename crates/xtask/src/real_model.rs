@@ -30,10 +30,8 @@ const PROMPT_TOKENS: u64 = 7300;
 const OUTPUT_TOKENS: u32 = 256;
 /// Times that the model is told what was wrong with an answer.
 const REPAIRS: u32 = 1;
-/// Seconds that a search waits for an answer; it takes a minute on a slow core.
-const PATIENCE: f64 = 600.0;
 /// Seconds of training per run.
-const SECONDS: f64 = 5.0;
+const SECONDS: f64 = 20.0;
 /// Folder of the clone, among the temporary ones. It stays for whoever wants to look.
 const CLONE: &str = "ternary-autoresearch-real-model";
 /// The campaign that is shortened, and the tag of its search.
@@ -159,8 +157,6 @@ fn checkout(root: &Path, clone: &Path, address: &str) -> Result<PathBuf> {
     campaign.agent.prompt_tokens = PROMPT_TOKENS;
     campaign.agent.output_tokens = OUTPUT_TOKENS;
     campaign.agent.repairs = REPAIRS;
-    // It thinks for longer than these runs take, and is what is tried here.
-    campaign.agent.wait_seconds = PATIENCE;
     fs::write(&file, toml::to_string(&campaign)?).with_context(|| format!("cannot write {}", file.display()))?;
     let commit = ["-c", "user.name=xtask", "-c", "user.email=xtask@localhost", "commit", "--quiet", "--all"];
     finish(Command::new("git").current_dir(clone).args(commit).args(["-m", "A short campaign with a real model"]))?;
