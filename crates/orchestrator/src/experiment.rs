@@ -2,7 +2,7 @@
 //!
 //! Every step is written to the journal before the next one acts on it, and each can be gone on from after a crash:
 //! what was being built or trained is done again from its commit, what was trained is evaluated, what was measured is
-//! decided. Nothing is built or evaluated while a trainer runs.
+//! decided. Nothing is evaluated while a trainer runs, and nothing compiled but where the device is not the processor.
 
 mod arm;
 mod build;
