@@ -2,11 +2,11 @@
 
 use model::Rope;
 use model::ops::{self, HeadNorm, portable};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn random(shape: &[i64], kind: Kind) -> Tensor {
     // Values that bf16 holds exactly, so that only the operators differ.
-    Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16).to_kind(kind).set_requires_grad(true)
+    draws::normal(shape).to_kind(Kind::BFloat16).to_kind(kind).set_requires_grad(true)
 }
 
 fn close(what: &str, fused: &Tensor, plain: &Tensor, kind: Kind) {
@@ -26,9 +26,9 @@ fn compare(
     fused: impl Fn() -> Vec<Tensor>,
     plain: impl Fn() -> Vec<Tensor>,
 ) {
-    tch::manual_seed(11);
+    draws::seed(11);
     let mut sides = vec![];
-    let upstream: Vec<Tensor> = plain().iter().map(Tensor::randn_like).collect();
+    let upstream: Vec<Tensor> = plain().iter().map(|x| draws::normal(x.size())).collect();
     for run in [&fused as &dyn Fn() -> Vec<Tensor>, &plain] {
         for input in inputs {
             let mut gradient = input.grad();
@@ -59,7 +59,7 @@ const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
 
 #[test]
 fn add_rms_norm() {
-    tch::manual_seed(1);
+    draws::seed(1);
     for kind in KINDS {
         let (residual, delta) = (random(&[37, 72], Kind::Float), random(&[37, 72], kind));
         let weight = random(&[72], Kind::Float);
@@ -92,8 +92,8 @@ type Norm = fn(&Tensor, Option<&Tensor>, &Tensor, f64, Kind) -> (Tensor, Tensor)
 
 #[test]
 fn rotate() {
-    tch::manual_seed(2);
-    let angles = Tensor::randn([9, 12], (Kind::Float, Device::Cpu));
+    draws::seed(2);
+    let angles = draws::normal([9, 12]);
     let rope = Rope { cos: angles.cos(), sin: angles.sin() };
     for kind in KINDS {
         let x = random(&[3, 7, 5, 24], kind);
@@ -118,7 +118,7 @@ fn rotate() {
 
 #[test]
 fn swiglu() {
-    tch::manual_seed(3);
+    draws::seed(3);
     for kind in KINDS {
         let (gate, up) = (random(&[19, 33], kind), random(&[19, 33], kind));
         // Large gates, where the exponential is clamped, must be right too.
@@ -135,7 +135,7 @@ fn swiglu() {
 
 #[test]
 fn linears() {
-    tch::manual_seed(4);
+    draws::seed(4);
     for kind in KINDS {
         let x = random(&[21, 48], kind);
         let (a, b) = (random(&[32, 48], kind), random(&[16, 48], kind));
@@ -145,7 +145,7 @@ fn linears() {
 
 #[test]
 fn attention() {
-    tch::manual_seed(5);
+    draws::seed(5);
     for kind in KINDS {
         let q = random(&[2, 33, 6, 16], kind);
         let (k, v) = (random(&[2, 33, 2, 16], kind), random(&[2, 33, 2, 16], kind));

@@ -100,8 +100,8 @@ fn close(what: &str, found: &Tensor, expected: &Tensor) {
 
 /// Compares outputs, and gradients of the same random sum of all outputs.
 fn compare(what: &str, found: &Tapped, expected: &Tapped, pairs: &[(String, &Tensor, &Tensor)]) {
-    tch::manual_seed(3);
-    let upstream: Vec<Tensor> = outputs(expected).into_iter().map(Tensor::randn_like).collect();
+    draws::seed(3);
+    let upstream: Vec<Tensor> = outputs(expected).into_iter().map(|x| draws::normal(x.size())).collect();
     for side in [found, expected] {
         let sums = outputs(side).into_iter().zip(&upstream).map(|(x, g)| (x * g).sum(Kind::Double));
         sums.reduce(|a, b| a + b).expect("an output").backward();

@@ -47,14 +47,12 @@ impl Average {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
-
     use super::*;
 
     #[test]
     fn averages_are_weighted_by_age() {
-        tch::manual_seed(1);
-        let new = || Tensor::randn([3, 4], (Kind::Float, Device::Cpu));
+        draws::seed(1);
+        let new = || draws::normal([3, 4]);
         let masters = [new(), new()];
         let mut average = Average::new(&masters, 0.8);
         assert_eq!(average.apply(), masters, "there is no average yet");

@@ -383,7 +383,7 @@ pub(crate) fn blend(w: &Tensor, grouping: Grouping, source: Source<'_>, lambda: 
 #[cfg(test)]
 mod tests {
     use half::f16;
-    use tch::{Device, Kind, Tensor};
+    use tch::{Kind, Tensor};
 
     use super::*;
     use crate::quantize::quantize_on_device;
@@ -408,9 +408,9 @@ mod tests {
 
     /// Weights whose groups differ in size by orders of magnitude, with zeros among them.
     fn weights(rows: i64, columns: i64) -> Tensor {
-        tch::manual_seed(7);
-        let spread = Tensor::randn([rows, 1], (Kind::Float, Device::Cpu)).exp();
-        let w = Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * spread * 0.02;
+        draws::seed(7);
+        let spread = draws::normal([rows, 1]).exp();
+        let w = draws::normal([rows, columns]) * spread * 0.02;
         &w * w.abs().gt(0.001).to_kind(Kind::Float)
     }
 

@@ -202,12 +202,12 @@ mod tests {
 
     #[test]
     fn the_cpus_gradients_are_those_of_tensor_operations() {
-        tch::manual_seed(1);
-        let normal = || Tensor::randn([48, 1200], (Kind::Float, Device::Cpu));
+        draws::seed(1);
+        let normal = || draws::normal([48, 1200]);
         let (w, gradient) = (normal() * normal().ge(-1.5), normal());
         let slopes = Slopes { level: 0.7, threshold: 0.4, bound: 0.9, sign_only: false, within: 0.8, beyond: 0.3 };
         for shape in [vec![1], vec![48, 1], vec![48, 16], vec![48, 400]] {
-            let alpha = Tensor::rand(&shape, (Kind::Float, Device::Cpu)) + 0.5;
+            let alpha = draws::uniform(&shape) + 0.5;
             for kind in [Kind::Float, Kind::BFloat16] {
                 for sign_only in [false, true] {
                     let slopes = Slopes { sign_only, ..slopes };

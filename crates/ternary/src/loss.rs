@@ -207,16 +207,14 @@ fn on_device(logits: &Tensor, targets: &Tensor, teacher: Option<&(Tensor, Teache
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
 
     #[test]
     fn the_cpus_gradient_is_that_of_tensor_operations() {
-        tch::manual_seed(6);
-        let normal = || Tensor::randn([5, 5003], (Kind::Float, Device::Cpu)) * 4.0;
+        draws::seed(6);
+        let normal = || draws::normal([5, 5003]) * 4.0;
         let (logits, teacher_logits) = (normal(), normal());
-        let targets = Tensor::randint(5003, [5], (Kind::Int64, Device::Cpu));
+        let targets = draws::integers(5003, [5]);
         for (weight, temperature) in [(None, 1.0), (Some(0.4), 2.5), (Some(1.0), 1.0)] {
             let teacher = weight.map(|weight| {
                 let teacher = Teacher { hidden: &logits, head: &logits, weight, temperature };

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     fn normal(rows: i64, columns: i64) -> Tensor {
-        Tensor::randn([rows, columns], (Kind::Float, Device::Cpu))
+        draws::normal([rows, columns])
     }
 
     /// The polynomial on the singular values, in f64.
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn orthogonal_is_the_polynomial_of_singular_values() {
-        tch::manual_seed(1);
+        draws::seed(1);
         for (rows, columns) in [(24, 24), (16, 40), (40, 16), (1, 9)] {
             let x = normal(rows, columns) * 1e-3;
             for iterations in [1, 5] {
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn steps_are_their_formula() {
-        tch::manual_seed(2);
+        draws::seed(2);
         let rates = [(0.02, 0.0), (0.05, 0.1)];
         let shapes = [(12, 8), (6, 20)];
         for nesterov in [true, false] {

@@ -1,7 +1,8 @@
 //! Grids that no artifact holds: their gradients against autograd, λ, and what they say when they are exported.
 
 use artifact::Grouping;
-use tch::{Device, Kind, Tensor};
+use draws::normal;
+use tch::{Kind, Tensor};
 use ternary::grid::{Grid, GridWeight, Levels};
 
 const GROUPINGS: [Grouping; 3] = [Grouping::Tensor, Grouping::Row, Grouping::Group(16)];
@@ -14,12 +15,8 @@ const GRIDS: [Grid; 6] = [
     Grid::Affine { bits: 4 },
 ];
 
-fn normal(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, Device::Cpu))
-}
-
 fn weights() -> Tensor {
-    tch::manual_seed(21);
+    draws::seed(21);
     normal(&[8, 64]) * 0.02 * normal(&[8, 1]).exp()
 }
 

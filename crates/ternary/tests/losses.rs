@@ -1,12 +1,9 @@
 //! Chunked losses against losses over whole logits, and against numerical derivatives.
 
-use tch::{Device, Kind, Tensor};
+use draws::normal;
+use tch::{Kind, Tensor};
 use ternary::distill::{feature_loss, relation_loss};
 use ternary::loss::{Teacher, cross_entropy, objective};
-
-fn normal(shape: [i64; 2]) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, Device::Cpu))
-}
 
 #[track_caller]
 fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
@@ -34,10 +31,10 @@ const VOCABULARY: i64 = 150_000;
 
 /// Loss and gradients against [`whole`], with teachers of the given weights and temperatures.
 fn adds_up(vocabulary: i64, teachers: &[Option<(f64, f64)>]) {
-    tch::manual_seed(1);
+    draws::seed(1);
     let hidden = normal([ROWS, 6]);
     let head = normal([vocabulary, 6]);
-    let targets = Tensor::randint(vocabulary, [ROWS], (Kind::Int64, Device::Cpu));
+    let targets = draws::integers(vocabulary, [ROWS]);
     let (parent, parent_head) = (normal([ROWS, 3]), normal([vocabulary, 3]));
     for teacher in teachers {
         let teacher =
@@ -68,10 +65,10 @@ fn teachers_of_any_weight_and_temperature() {
 
 #[test]
 fn a_frozen_head_gets_no_gradient() {
-    tch::manual_seed(2);
+    draws::seed(2);
     let hidden = normal([5, 4]).set_requires_grad(true);
     let head = normal([7, 4]);
-    let targets = Tensor::randint(7, [5], (Kind::Int64, Device::Cpu));
+    let targets = draws::integers(7, [5]);
     let objective = objective(&hidden, &head, &targets, None);
     assert!(objective.head_gradient().is_none());
     objective.backward().expect("a leaf");
@@ -80,9 +77,9 @@ fn a_frozen_head_gets_no_gradient() {
 
 #[test]
 fn rows_without_a_gradient_are_the_same_losses() {
-    tch::manual_seed(3);
+    draws::seed(3);
     let (hidden, head) = (normal([ROWS, 6]), normal([VOCABULARY, 6]));
-    let targets = Tensor::randint(VOCABULARY, [ROWS], (Kind::Int64, Device::Cpu));
+    let targets = draws::integers(VOCABULARY, [ROWS]);
     let rows = cross_entropy(&hidden, &head, &targets);
     assert_eq!((rows.size(), rows.kind()), (vec![ROWS], Kind::Float));
     let wanted = hidden.matmul(&head.tr()).log_softmax(-1, Kind::Float).gather(1, &targets.unsqueeze(1), false);
@@ -92,9 +89,9 @@ fn rows_without_a_gradient_are_the_same_losses() {
 /// bf16 products, f32 softmax: what rounding the logits to bf16 costs, no more.
 #[test]
 fn bf16_is_close() {
-    tch::manual_seed(4);
+    draws::seed(4);
     let (hidden, head) = (normal([64, 32]), normal([1000, 32]) * 0.3);
-    let targets = Tensor::randint(1000, [64], (Kind::Int64, Device::Cpu));
+    let targets = draws::integers(1000, [64]);
     let half = |t: &Tensor| t.to_kind(Kind::BFloat16).set_requires_grad(true);
     let (narrow, narrow_head) = (half(&hidden), half(&head));
     let wide = [&narrow, &narrow_head].map(|t| t.detach().to_kind(Kind::Float).set_requires_grad(true));
@@ -111,7 +108,7 @@ fn bf16_is_close() {
 
 #[test]
 fn gradients_are_numerical_derivatives() {
-    tch::manual_seed(5);
+    draws::seed(5);
     let (hidden, head) = (normal([3, 4]), normal([9, 4]));
     let targets = Tensor::from_slice(&[8i64, 0, 4]);
     let (parent, parent_head) = (normal([3, 4]), normal([9, 4]));
@@ -149,9 +146,9 @@ fn what_is_not_a_number_is_not_hidden() {
 /// Label, logits and features in one backward pass, against autograd on their weighted sum.
 #[test]
 fn terms_are_added_with_their_weights() {
-    tch::manual_seed(7);
+    draws::seed(7);
     let (source, head) = (normal([6, 4]), normal([9, 4]));
-    let targets = Tensor::randint(9, [6], (Kind::Int64, Device::Cpu));
+    let targets = draws::integers(9, [6]);
     let (parent, parent_head) = (normal([6, 4]), normal([9, 4]));
     let teacher = Some(Teacher { hidden: &parent, head: &parent_head, weight: 0.3, temperature: 2.0 });
     let leaf = || [source.copy().set_requires_grad(true), head.copy().set_requires_grad(true)];
@@ -215,8 +212,8 @@ fn relations_slowly(student: &Tensor, teacher: &Tensor, heads: usize) -> f64 {
 
 #[test]
 fn relations_are_their_definition() {
-    tch::manual_seed(8);
-    let new = |width: i64| Tensor::randn([2, 5, width], (Kind::Float, Device::Cpu));
+    draws::seed(8);
+    let new = |width: i64| normal([2, 5, width]);
     // The parent's width may be another; queries and keys may be as well.
     let (student, teacher) = ([new(12), new(24)], [new(18), new(24)]);
     for heads in [1, 2, 6] {
@@ -246,6 +243,6 @@ fn relations_are_their_definition() {
 #[test]
 #[should_panic(expected = "5 heads do not divide a width of 12")]
 fn heads_must_divide_the_width() {
-    let x = Tensor::randn([1, 2, 12], (Kind::Float, Device::Cpu));
+    let x = normal([1, 2, 12]);
     let _ = relation_loss(&[x.copy()], &[x], 5);
 }

@@ -1,17 +1,14 @@
 //! Sensitivities against exact second derivatives, the chooser against every choice, and nearness to a parent against
 //! whole logits.
 
-use tch::{Device, Kind, Tensor};
+use draws::normal;
+use tch::{Kind, Tensor};
 use ternary::metrics::nearness;
 use ternary::sensitivity::{Candidate, Fisher, exceptions, traces};
 
-fn normal(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, Device::Cpu))
-}
-
 #[test]
 fn fisher_is_the_mean_of_squares() {
-    tch::manual_seed(51);
+    draws::seed(51);
     let batches: Vec<[Tensor; 2]> =
         (0..3).map(|_| [normal(&[4, 3]), normal(&[2, 5]).to_kind(Kind::BFloat16)]).collect();
     let mut fisher = Fisher::default();
@@ -50,7 +47,7 @@ fn exact_trace(index: usize, weights: &[Tensor; 2], x: &Tensor) -> f64 {
 
 #[test]
 fn traces_are_those_of_the_second_derivative() {
-    tch::manual_seed(52);
+    draws::seed(52);
     let (weights, x) = ([normal(&[6, 5]), normal(&[3, 6])], normal(&[20, 5]));
     let got = traces(&weights, 400, 1e-2, |at| {
         let at: Vec<Tensor> = at.iter().map(|w| w.detach().set_requires_grad(true)).collect();
@@ -110,7 +107,7 @@ fn exceptions_are_the_best_that_fit() {
 
 #[test]
 fn a_model_is_near_to_itself() {
-    tch::manual_seed(53);
+    draws::seed(53);
     let (hidden, head) = (normal([70, 6].as_slice()), normal(&[150_000, 6]));
     let (parent_hidden, parent_head) = (normal(&[70, 4]), normal(&[150_000, 4]));
     let near = nearness([&hidden, &head], [&parent_hidden, &parent_head]);

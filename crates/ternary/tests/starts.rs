@@ -1,6 +1,7 @@
 //! Starting points from inputs, against slow and independent ways to the same numbers.
 
 use artifact::Grouping;
+use draws::normal;
 use tch::{Device, Kind, Tensor};
 use ternary::quantize::{Scale, quantize, quantize_with};
 use ternary::start::{DAMPING, Inputs, error_feedback, fit_outputs};
@@ -9,13 +10,9 @@ use ternary::weight::{Blend, Estimator, Method, TernaryWeight};
 const ROWS: usize = 5;
 const COLUMNS: usize = 12;
 
-fn normal(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, Device::Cpu))
-}
-
 /// Weights, and inputs that depend on each other.
 fn sample(rows: usize, columns: usize) -> (Tensor, Inputs) {
-    tch::manual_seed(31);
+    draws::seed(31);
     let columns = columns as i64;
     let mix = normal(&[columns, columns]) + normal(&[1, columns]) * 0.5;
     let mut inputs = Inputs::new(columns, Device::Cpu);

@@ -1,15 +1,12 @@
 //! Transforms leave products alone, undo themselves, and do what they are for.
 
+use draws::normal;
 use tch::{Device, Kind, Tensor};
 use ternary::Grouping;
 use ternary::quantize::{Scale, quantize};
 use ternary::transform::{Hadamard, Kronecker, Smoothing, Transform};
 
 const WIDTH: i64 = 96;
-
-fn normal(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, Device::Cpu))
-}
 
 #[track_caller]
 fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
@@ -18,7 +15,7 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
 }
 
 fn all() -> Vec<Box<dyn Transform>> {
-    tch::manual_seed(41);
+    draws::seed(41);
     let skewed = |n: i64| Tensor::eye(n, (Kind::Float, Device::Cpu)) + normal(&[n, n]) * 0.2;
     vec![
         Box::new(Hadamard::new(WIDTH, 32, 7, Device::Cpu)),

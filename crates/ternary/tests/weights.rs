@@ -1,6 +1,7 @@
 //! Quantizers and straight-through weights: what training sees is what is stored, and gradients follow their rules.
 
 use artifact::Grouping;
+use draws::normal;
 use tch::{Device, Kind, Tensor};
 use ternary::activation::{self, fake_quantize};
 use ternary::learned::FixedCodes;
@@ -22,12 +23,8 @@ const ESTIMATORS: [Estimator; 7] = [
     Estimator::Soft,
 ];
 
-fn normal(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, Device::Cpu))
-}
-
 fn weights() -> Tensor {
-    tch::manual_seed(11);
+    draws::seed(11);
     normal(&[32, 192]) * 0.02 * normal(&[32, 1]).exp()
 }
 
@@ -110,7 +107,7 @@ fn mse_is_close_to_the_optimum_and_best_of_the_rules() {
 /// absmean, .19-.21 and .45 for TWN.
 #[test]
 fn a_gaussian_loses_what_is_known() {
-    tch::manual_seed(12);
+    draws::seed(12);
     let w = normal(&[256, 576]);
     for (rule, error, zero) in [(Scale::AbsMean, 0.262, 0.310), (Scale::Twn, 0.190, 0.450), (Scale::Mse, 0.190, 0.459)]
     {
@@ -266,7 +263,7 @@ fn fours_are_not_cut() {
 
 #[test]
 fn soft_weights_have_their_true_gradient() {
-    tch::manual_seed(13);
+    draws::seed(13);
     let gradient = normal(&[4, 16]);
     // Away from each other, so that a small step keeps the same weights.
     let w = normal(&[4, 16]);
@@ -327,7 +324,7 @@ fn dense_weights_follow_their_master() {
 
 #[test]
 fn activations_are_on_a_grid_by_token_and_pass_gradients() {
-    tch::manual_seed(14);
+    draws::seed(14);
     let x = normal(&[6, 64]) * normal(&[6, 1]).exp();
     for bits in [8u32, 4] {
         let most = f64::from((1 << (bits - 1)) - 1);
@@ -348,7 +345,7 @@ fn activations_are_on_a_grid_by_token_and_pass_gradients() {
 /// C = λ·(w on the deadzone)·1 by autograd, with codes and deadzone held.
 #[test]
 fn a_reactivated_deadzone_has_its_gradients() {
-    tch::manual_seed(15);
+    draws::seed(15);
     let (w, x, gradient) = (weights(), normal(&[5, 192]), normal(&[5, 32]));
     let mut weight =
         TernaryWeight::new(w.copy(), method(Grouping::Group(64), Scale::Twn, Estimator::Plain), Kind::Float);
