@@ -12,6 +12,9 @@ use crate::Command;
 pub struct Agent {
     /// Which agent proposes.
     pub kind: AgentKind,
+    /// Who proposes in turn with `search` (mixed); a parsed campaign has it in `kind`.
+    #[serde(default)]
+    pub with: Option<AgentKind>,
     /// Seed of the proposals.
     #[serde(default)]
     pub seed: u64,
@@ -52,7 +55,7 @@ pub struct Agent {
     /// Whether a proposal is compiled while another one trains; when absent, where the device is not the processor.
     #[serde(default)]
     pub build_ahead: Option<bool>,
-    /// Of so many experiments, one is proposed by `search` instead; 0 is none.
+    /// Of so many experiments, one is proposed by `search` instead; 0 is none, or [`MIXED_EVERY`] with `kind = "mixed"`.
     #[serde(default)]
     pub search_every: u64,
     /// Further fields of the request, such as `temperature`.
@@ -72,7 +75,28 @@ pub struct Agent {
     pub command: Option<Command>,
 }
 
+/// Every second experiment is the optimizer's where a mixed campaign does not say how many.
+const MIXED_EVERY: u64 = 2;
+
 impl Agent {
+    /// Turns `kind = "mixed"` into the kind that it mixes with `search`, and a rule.
+    pub(crate) fn unmix(&mut self) -> Result<(), String> {
+        match (self.kind, self.with.take()) {
+            (AgentKind::Mixed, Some(with)) if with.writes_code() && with != AgentKind::Mixed => {
+                self.kind = with;
+                if self.search_every == 0 {
+                    self.search_every = MIXED_EVERY;
+                }
+                Ok(())
+            }
+            (AgentKind::Mixed, _) => Err("agent.kind is \"mixed\"; say with whom \"search\" takes turns: with = \
+                                          \"openai\", \"anthropic\", \"command\" or \"replay\""
+                .into()),
+            (_, Some(_)) => Err("agent.with is of kind = \"mixed\" only; remove it".into()),
+            (_, None) => Ok(()),
+        }
+    }
+
     /// How the model is asked to answer: programs change the file in place, endpoints give blocks, unless `format` says
     /// otherwise.
     pub fn answer_format(&self) -> AnswerFormat {
@@ -142,6 +166,8 @@ pub enum AgentKind {
     Command,
     /// The recorded exchanges of an earlier search.
     Replay,
+    /// [`Agent::with`] and [`AgentKind::Search`] in turn.
+    Mixed,
 }
 
 impl AgentKind {
@@ -154,6 +180,7 @@ impl AgentKind {
             Self::Anthropic => "anthropic",
             Self::Command => "command",
             Self::Replay => "replay",
+            Self::Mixed => "mixed",
         }
     }
 
@@ -167,6 +194,7 @@ impl Default for Agent {
     fn default() -> Self {
         Self {
             kind: AgentKind::Search,
+            with: None,
             seed: 0,
             startup: default_startup(),
             model: None,

@@ -24,13 +24,14 @@ impl Campaign {
     /// As [`Campaign::load`], without the path.
     pub fn parse(text: &str) -> Result<Self, String> {
         let input = toml::Deserializer::parse(text).map_err(|e| e.to_string())?;
-        let campaign: Self = serde_path_to_error::deserialize(input).map_err(|e| {
+        let mut campaign: Self = serde_path_to_error::deserialize(input).map_err(|e| {
             let line = e
                 .inner()
                 .span()
                 .map_or(String::new(), |span| format!("line {}: ", text[..span.start].matches('\n').count() + 1));
             format!("{line}{}", explain(&e.path().to_string(), e.inner().message()))
         })?;
+        campaign.agent.unmix()?;
         campaign.check()?;
         Ok(campaign)
     }

@@ -36,7 +36,7 @@ fn unknown_keys_name_the_nearest() {
         (
             "startup = 5",
             "xyz = 10",
-            "unknown key agent.xyz; the keys in [agent] are kind, seed, startup, model, base_url, key_variable, key_file, \
+            "unknown key agent.xyz; the keys in [agent] are kind, with, seed, startup, model, base_url, key_variable, key_file, \
              format, output_tokens, history_tokens, prompt_tokens, repairs, wait_seconds, build_ahead, search_every, parameters, prices, caps, replay, command",
         ),
     ];
@@ -44,6 +44,19 @@ fn unknown_keys_name_the_nearest() {
         let line = line(NANO, from);
         assert_eq!(message(NANO, from, to), format!("line {line}: {wanted}"));
     }
+}
+
+#[test]
+fn mixed_is_a_kind_and_the_search_in_turn() {
+    let agent = |keys: &str| Campaign::parse(&NANO.replace("kind = \"search\"", keys)).map(|campaign| campaign.agent);
+    let written = "kind = \"mixed\"\nwith = \"replay\"\nreplay = \"recorded\"";
+    let mixed = agent(written).expect("valid");
+    assert_eq!((mixed.kind, mixed.search_every), (AgentKind::Replay, 2));
+    assert_eq!(agent(&format!("{written}\nsearch_every = 5")).expect("valid").search_every, 5);
+    for keys in ["kind = \"mixed\"", "kind = \"mixed\"\nwith = \"random\"", "kind = \"mixed\"\nwith = \"mixed\""] {
+        assert!(agent(keys).expect_err(keys).contains("say with whom"), "{keys}");
+    }
+    assert!(agent("kind = \"search\"\nwith = \"replay\"").expect_err("not mixed").contains("remove it"));
 }
 
 #[test]
@@ -57,7 +70,7 @@ fn wrong_values_name_their_key() {
         (
             "kind = \"search\"",
             "kind = \"llm\"",
-            "agent.kind: unknown value \"llm\"; use one of search, random, openai, anthropic, command, replay",
+            "agent.kind: unknown value \"llm\"; use one of search, random, openai, anthropic, command, replay, mixed",
         ),
         ("window = 256", "window = \"256\"", "evaluation.window: invalid type: string \"256\", expected usize"),
         (

@@ -141,6 +141,24 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
 }
 
 #[test]
+fn a_mixed_search_takes_turns() {
+    let server = Server::start([
+        edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),
+        stream(openai("NONE")),
+        edit("a larger batch", BATCH, "const BATCH: usize = 8;"),
+    ]);
+    let repository = repository(&format!(
+        "kind = \"mixed\"\nwith = \"openai\"\nmodel = \"m\"\nbase_url = \"{}\"\nkey_variable = \"\"\n\
+         wait_seconds = 600.0\n",
+        server.base_url()
+    ));
+    repository.run(&RUN);
+    let agents: Vec<String> =
+        rows(&repository)[1..].iter().map(|row| row["agent"].as_str().unwrap_or_default().to_owned()).collect();
+    assert_eq!(agents, ["search", "m", "search"]);
+}
+
+#[test]
 fn a_model_thinks_and_its_proposal_is_compiled_while_something_trains() {
     let server = Server::start([
         edit("it does not build", LINE, "    learning_rate: BROKEN, // search: log 5e-4..2e-2"),

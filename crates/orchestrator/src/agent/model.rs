@@ -311,6 +311,6 @@ pub fn key_variables(settings: &Agent) -> Vec<String> {
             _ => Vec::new(),
         },
         AgentKind::Command => command::variables(settings),
-        AgentKind::Search | AgentKind::Random | AgentKind::Replay => Vec::new(),
+        AgentKind::Search | AgentKind::Random | AgentKind::Replay | AgentKind::Mixed => Vec::new(),
     }
 }
