@@ -5,11 +5,9 @@
 //! From top to bottom: the knobs, the loop, a projection with all that can belong to it, the model, the start, the
 //! optimizers. Every method ends in codes and scales; what an artifact cannot hold has gone by then.
 
-use std::cell::RefCell;
-
 use anyhow::{Result, ensure};
 use artifact::{Grouping, ProjectionKind};
-use model::{Decoder, Dense, Linears, Weights};
+use model::{Calibration, Decoder, Frozen, Linears, Weights};
 use tch::{Kind, Tensor};
 use ternary::distill::feature_loss;
 use ternary::learned::FixedCodes;
@@ -24,89 +22,90 @@ use ternary::weight::{Blend, CastWeight, Estimator, Method, TernaryWeight};
 use trainer::frame::{Run, Step, TernaryMatrix, Trained};
 
 /// Everything that can be set. Times are shares of the budget.
-struct Knobs {
+pub struct Knobs {
     /// Windows a step.
-    batch: usize,
+    pub batch: usize,
     /// Tokens a window.
-    window: usize,
+    pub window: usize,
 
     /// Weights along a row that share a scale; the whole row where it is 0 or does not divide the row.
-    group_size: usize,
+    pub group_size: usize,
     /// Rule of the scale.
-    scale: Scale,
+    pub scale: Scale,
     /// Threshold below which a weight becomes 0, in the rule's unit: means for Twn and AbsMean, scales for Mse. Learned
     /// scales have their own.
-    deadzone: f64,
+    pub deadzone: f64,
     /// How gradients pass the quantizer; LearnedScale trains the scales too, Soft anneals a smooth quantizer first.
-    estimator: Estimator,
+    pub estimator: Estimator,
     /// Bits of the projections' inputs: 16 (as they are), 8 or 4.
-    activation_bits: u32,
+    pub activation_bits: u32,
     /// What the masters start from; other than the parent's weights only with an estimator that learns scales.
-    start: Start,
+    pub start: Start,
     /// Windows of text whose inputs a start is fitted to.
-    start_windows: usize,
+    pub start_windows: usize,
 
     /// Shape of λ, the share of the ternary weight in w + λ·(Q(w) − w).
-    warmup: Warmup,
+    pub warmup: Warmup,
     /// When λ reaches 1, where it stays.
-    warmup_end: f64,
+    pub warmup_end: f64,
     /// Levels of the step and plateau shapes.
-    warmup_levels: u32,
+    pub warmup_levels: u32,
     /// Steepness of the exponential and sigmoid shapes.
-    warmup_rate: f64,
+    pub warmup_rate: f64,
     /// Soft quantizer: first temperature, last temperature, and when the codes become hard.
-    temperature: f64,
-    temperature_last: f64,
-    hard_from: f64,
+    pub temperature: f64,
+    pub temperature_last: f64,
+    pub hard_from: f64,
     /// Arenas (Sherry): when the share of the full-precision weight beside the ternary one has gone; 0 is none.
-    residual_end: f64,
+    pub residual_end: f64,
     /// Tequila: strength λ of the bias of the weights whose code is 0; 0 is none.
-    tequila: f64,
+    pub tequila: f64,
     /// When that bias has gone, linearly over the run: no artifact holds it.
-    tequila_end: f64,
-    /// EfficientQAT's second phase: from when the codes stay and scales alone are trained; 1 is never.
-    fixed_from: f64,
+    pub tequila_end: f64,
+    /// EfficientQAT's second phase: from when the codes stay and of the matrices scales alone are trained; 1 is
+    /// never.
+    pub fixed_from: f64,
 
     /// Peak learning rate of the quantized matrices.
-    learning_rate: f64,
+    pub learning_rate: f64,
     /// Peak learning rate of embedding, head and norms.
-    dense_learning_rate: f64,
+    pub dense_learning_rate: f64,
     /// Peak learning rate of learned scales.
-    scale_learning_rate: f64,
+    pub scale_learning_rate: f64,
     /// Peak learning rate of the scales of codes that stay.
-    fixed_learning_rate: f64,
+    pub fixed_learning_rate: f64,
     /// Linear warm-up of the learning rate.
-    lr_warmup: f64,
+    pub lr_warmup: f64,
     /// Shape of its decay.
-    lr_decay: Decay,
+    pub lr_decay: Decay,
     /// Length of Wsd's decay.
-    lr_cooldown: f64,
+    pub lr_cooldown: f64,
     /// Last learning rate, as a share of the peak.
-    lr_last: f64,
+    pub lr_last: f64,
 
     /// Moves the quantized matrices by Muon, which has a learning rate of its own order, instead of AdamW.
-    muon: bool,
+    pub muon: bool,
     /// AdamW.
-    beta1: f64,
-    beta2: f64,
-    epsilon: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
     /// Weight decay of embedding and head. The quantized matrices have none: only their signs and ratios count.
-    weight_decay: f64,
+    pub weight_decay: f64,
     /// Largest global norm of the gradient.
-    clip: f64,
+    pub clip: f64,
 
     /// Share of the parent's distribution in the loss; 0 trains on the text alone and needs no parent.
-    distillation: f64,
+    pub distillation: f64,
     /// Divides both logits in that part.
-    distillation_temperature: f64,
+    pub distillation_temperature: f64,
     /// OFF (TernaryLLM): weight of 1 − cos(hidden states, the parent's) at the last layer; 0 is none.
-    features: f64,
+    pub features: f64,
 }
 
 /// What masters start from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "arms choose")]
-enum Start {
+pub enum Start {
     /// The parent's weights.
     Parent,
     /// GPTQ: rounded a column at a time, each error made up for by those that are left.
@@ -116,7 +115,7 @@ enum Start {
 }
 
 /// Campaigns with a parent; there is no other constant, because what is compared is what is recovered of one.
-const PRETRAINED: Knobs = Knobs {
+pub const PRETRAINED: Knobs = Knobs {
     batch: 4,
     window: 256,
 
@@ -163,13 +162,19 @@ const PRETRAINED: Knobs = Knobs {
 
 /// Trains until the budget is spent and returns the model at hard ternary.
 pub fn train(run: &mut Run) -> Result<Trained> {
+    train_with(&PRETRAINED, run)
+}
+
+/// [`train`] with other knobs.
+pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
     ensure!(run.is_pretrained(), "this recipe compares what is recovered of a parent: give the campaign one");
-    let knobs = PRETRAINED;
     let compute = model::ops::preferred_kind(run.device());
-    let mut student = Student::new(&knobs, run, compute)?;
-    let mut optimizer = Optimizer::new(&knobs, &student, compute);
-    let taught = knobs.distillation > 0.0 || knobs.features > 0.0;
-    let parent = taught.then(|| Parent::new(run, compute)).transpose()?;
+    let weights = run.initial_weights(Kind::Float)?;
+    let mut student = Student::new(knobs, run, &weights, compute)?;
+    let distils = knobs.distillation > 0.0 || knobs.features > 0.0;
+    // Before the student moves: its masters are the memory of `weights`.
+    let parent = distils.then(|| Frozen::new(run.config(), &weights, &student.dense, compute)).transpose()?;
+    drop(weights);
 
     let lambda = Lambda {
         warmup: knobs.warmup,
@@ -188,6 +193,7 @@ pub fn train(run: &mut Run) -> Result<Trained> {
         last: knobs.lr_last,
     };
 
+    let mut optimizer = Optimizer::new(knobs, &student, compute);
     while let Some(progress) = run.progress() {
         let blend = Blend { lambda: lambda.at(progress), temperature: temperature.at(progress) };
         let rate = learning_rate.at(progress);
@@ -201,16 +207,15 @@ pub fn train(run: &mut Run) -> Result<Trained> {
         let batch = run.batch(knobs.batch, knobs.window)?;
         let targets = batch.targets.reshape([-1]);
         let hidden = student.decoder.hidden(&student.projections, &batch.inputs);
-        let taught = parent.as_ref().map(|parent| parent.hidden(&batch.inputs));
-        let teacher = parent.as_ref().zip(taught.as_ref()).filter(|_| knobs.distillation > 0.0);
-        let teacher = teacher.map(|(parent, hidden)| Teacher {
-            hidden,
-            head: parent.decoder.head(),
+        let taught = parent.as_ref().map(|parent| (parent, parent.hidden(&batch.inputs)));
+        let teacher = taught.as_ref().filter(|_| knobs.distillation > 0.0).map(|(parent, taught)| Teacher {
+            hidden: taught,
+            head: parent.head(),
             weight: knobs.distillation,
             temperature: knobs.distillation_temperature,
         });
-        let mut objective = objective(&hidden, student.head.leaf(), &targets, teacher);
-        if let Some(taught) = taught.as_ref().filter(|_| knobs.features > 0.0) {
+        let mut objective = objective(&hidden, &student.head(), &targets, teacher);
+        if let Some((_, taught)) = taught.as_ref().filter(|_| knobs.features > 0.0) {
             objective.add(knobs.features, &feature_loss(&hidden, taught));
         }
         let loss = objective.cross_entropy.shallow_clone();
@@ -285,8 +290,8 @@ impl Linears for Projections {
 struct Student {
     projections: Projections,
     decoder: Decoder,
-    /// Embedding, norms and an untied head by name, f32.
-    dense: Vec<(String, Tensor)>,
+    /// Embedding, norms and an untied head, f32.
+    dense: Weights,
     trains_dense: bool,
     /// The output embedding in the type of the products.
     head: CastWeight,
@@ -294,13 +299,11 @@ struct Student {
 }
 
 impl Student {
-    fn new(knobs: &Knobs, run: &mut Run, compute: Kind) -> Result<Self> {
-        let inputs = match knobs.start {
-            Start::Parent => None,
-            Start::Feedback | Start::Outputs => Some(sample(knobs, run, compute)?),
-        };
+    fn new(knobs: &Knobs, run: &mut Run, weights: &Weights, compute: Kind) -> Result<Self> {
+        let sampled = knobs.start != Start::Parent;
+        let parent = sampled.then(|| Frozen::new(run.config(), weights, weights, compute)).transpose()?;
+        let calibration = parent.as_ref().map(|parent| calibrate(knobs, run, parent)).transpose()?;
         let config = run.config();
-        let weights = run.initial_weights(Kind::Float)?;
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let mut block = Vec::with_capacity(ProjectionKind::ALL.len());
@@ -314,9 +317,9 @@ impl Student {
                 let Knobs { scale, deadzone, estimator, .. } = *knobs;
                 let method = Method { grouping, scale, deadzone, estimator };
                 let parent = weights.projection(layer, kind)?;
-                let weight = match &inputs {
+                let weight = match calibration.as_ref().and_then(|calibration| calibration.inputs(layer, kind)) {
                     None => TernaryWeight::new(parent.shallow_clone(), method, compute),
-                    Some(inputs) => started(knobs.start, parent, &inputs[layer][source(kind)], method, compute)?,
+                    Some(inputs) => started(knobs.start, parent, &inputs, method, compute)?,
                 };
                 let tequila = (knobs.tequila > 0.0).then(|| Reactivation::new(&weight, knobs.tequila, false));
                 block.push(Projection { weight, tequila, fixed: None });
@@ -332,7 +335,7 @@ impl Student {
             decoder: Decoder::new(config, &dense, compute)?,
             head: CastWeight::new(dense.get(head_name)?.detach(), compute),
             head_name,
-            dense: dense.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect(),
+            dense,
             trains_dense,
             projections: Projections { blocks, activation_bits: knobs.activation_bits, lambda: 1.0 },
         })
@@ -350,10 +353,16 @@ impl Student {
         }
         if self.trains_dense {
             self.head.refresh();
-            for (_, tensor) in &mut self.dense {
-                tensor.zero_grad();
+            for (_, tensor) in self.dense.iter() {
+                tensor.shallow_clone().zero_grad();
             }
         }
+    }
+
+    /// The output embedding, without a graph where it is not trained: its gradient is a product of V·D that nobody uses.
+    fn head(&self) -> Tensor {
+        let leaf = self.head.leaf();
+        if self.trains_dense { leaf.shallow_clone() } else { leaf.detach() }
     }
 
     /// Lets the codes be what they are from here on; false when they already are.
@@ -369,7 +378,7 @@ impl Student {
 
     /// Gradients of the dense tensors, in their order.
     fn dense_gradients(&self) -> Vec<Option<Tensor>> {
-        let gradient = |(name, tensor): &(String, Tensor)| {
+        let gradient = |(name, tensor): (&str, &Tensor)| {
             let own = Some(tensor.grad()).filter(Tensor::defined);
             let head = (name == self.head_name).then(|| self.head.gradient()).flatten();
             match (own, head) {
@@ -396,11 +405,11 @@ impl Student {
                 });
             }
         }
-        let dense = if self.trains_dense { self.dense.iter() } else { [].iter() };
+        let dense = self.dense.iter().filter(|_| self.trains_dense);
         Ok(Trained {
             activation_bits: self.projections.activation_bits,
             ternary,
-            dense: dense.map(|(name, tensor)| (name.clone(), tensor.detach())).collect(),
+            dense: dense.map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect(),
         })
     }
 }
@@ -429,47 +438,14 @@ fn started(start: Start, parent: &Tensor, inputs: &Inputs, method: Method, compu
 /// Rounds of codes and scales in alternation.
 const FITTED_ROUNDS: usize = 8;
 
-/// Inputs of a block's projections, by [`source`].
-type BlockInputs = Vec<Inputs>;
-
-/// Which of a block's four inputs a projection has.
-fn source(kind: ProjectionKind) -> usize {
-    use ProjectionKind::{Down, Gate, K, O, Q, Up, V};
-    match kind {
-        Q | K | V => 0,
-        O => 1,
-        Gate | Up => 2,
-        Down => 3,
-    }
-}
-
 /// The inputs that the parent's projections see on windows of the training text, which count as the first step's.
-fn sample(knobs: &Knobs, run: &mut Run, compute: Kind) -> Result<Vec<BlockInputs>> {
-    let parent = Parent::new(run, compute)?;
-    let config = run.config();
-    let device = run.device();
-    let columns = [ProjectionKind::Q, ProjectionKind::O, ProjectionKind::Gate, ProjectionKind::Down];
-    let block = || columns.map(|kind| Inputs::new(config.projection_shape(kind)[1] as i64, device)).into();
-    let inputs = RefCell::new((0..config.num_hidden_layers).map(|_| block()).collect());
-    let sampling = Sampling { parent: &parent.projections, inputs };
+fn calibrate<'a>(knobs: &Knobs, run: &mut Run, parent: &'a Frozen) -> Result<Calibration<'a>> {
+    let calibration = Calibration::new(parent.projections(), 0..run.config().num_hidden_layers);
     for _ in 0..knobs.start_windows.div_ceil(knobs.batch) {
         let batch = run.batch(knobs.batch, knobs.window)?;
-        let _hidden = tch::no_grad(|| parent.decoder.hidden(&sampling, &batch.inputs));
+        let _hidden = tch::no_grad(|| parent.decoder().hidden(&calibration, &batch.inputs));
     }
-    Ok(sampling.inputs.into_inner())
-}
-
-/// The parent's projections, which remember what they were given.
-struct Sampling<'a> {
-    parent: &'a Dense,
-    inputs: RefCell<Vec<BlockInputs>>,
-}
-
-impl Linears for Sampling<'_> {
-    fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
-        self.inputs.borrow_mut()[layer][source(kinds[0])].add(x);
-        self.parent.project(layer, kinds, x)
-    }
+    Ok(calibration)
 }
 
 /// AdamW, and Muon for the quantized matrices where it is chosen.
@@ -527,24 +503,5 @@ impl Optimizer {
             }
             None => self.adamw.step(&masters.into_iter().chain(rest).collect::<Vec<_>>(), rate)?,
         })
-    }
-}
-
-/// The full-precision parent, frozen.
-struct Parent {
-    decoder: Decoder,
-    projections: Dense,
-}
-
-impl Parent {
-    fn new(run: &Run, compute: Kind) -> Result<Self> {
-        let weights = run.initial_weights(compute)?;
-        let projections = Dense::new(run.config(), &weights, compute)?;
-        Ok(Self { decoder: Decoder::new(run.config(), &weights, compute)?, projections })
-    }
-
-    /// Hidden states (B·T, D).
-    fn hidden(&self, ids: &Tensor) -> Tensor {
-        tch::no_grad(|| self.decoder.hidden(&self.projections, ids))
     }
 }

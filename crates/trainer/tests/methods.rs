@@ -1,21 +1,31 @@
-//! The recipe of the comparison compiles against the frame, trains, and hands over exactly what it trained.
+//! The recipe of the comparison compiles against the frame, trains with every arm's knobs, and hands over exactly what it
+//! trained.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
 mod fixture;
 #[path = "../../../experiments/methods/recipe.rs"]
 mod recipe;
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use artifact::Artifact;
 use clap::Parser;
 use fixture::{Fixture, rows};
+use recipe::{Knobs, PRETRAINED, Start};
+use ternary::quantize::Scale;
+use ternary::weight::Estimator;
 use trainer::args::Args;
 use trainer::frame::Run;
 
-fn arguments(fixture: &Fixture) -> Args {
+fn parent() -> Fixture {
+    Fixture::pretrained(|i| ((i * 37 % 101) as f32 - 50.0) / 1000.0)
+}
+
+fn arguments(fixture: &Fixture, steps: &str) -> Args {
     let path = |name: &str| fixture.path(name).to_str().unwrap().to_owned();
-    let fixed = ["trainer", "--threads", "1", "--device", "cpu", "--max-steps", "30"].map(str::to_owned);
+    let fixed = ["trainer", "--threads", "1", "--device", "cpu", "--max-steps", steps].map(str::to_owned);
     let folders = [("--campaign", "campaign.toml"), ("--data", "data"), ("--out", "out")];
     let folders = folders.iter().flat_map(|(flag, name)| [(*flag).to_owned(), path(name)]);
     Args::parse_from(fixed.into_iter().chain(folders))
@@ -23,8 +33,8 @@ fn arguments(fixture: &Fixture) -> Args {
 
 #[test]
 fn the_plain_method_learns_and_its_artifact_is_what_was_trained() {
-    let fixture = Fixture::pretrained(|i| ((i * 37 % 101) as f32 - 50.0) / 1000.0);
-    let mut run = Run::start(&arguments(&fixture), Instant::now()).unwrap();
+    let fixture = parent();
+    let mut run = Run::start(&arguments(&fixture, "30"), Instant::now()).unwrap();
     let trained = recipe::train(&mut run).unwrap();
     // Refuses an artifact that is not, bit for bit, what the last forward pass multiplied with.
     run.finish(&trained).unwrap();
@@ -39,6 +49,67 @@ fn the_plain_method_learns_and_its_artifact_is_what_was_trained() {
 #[test]
 fn without_a_parent_there_is_nothing_to_recover() {
     let fixture = Fixture::scratch();
-    let mut run = Run::start(&arguments(&fixture), Instant::now()).unwrap();
+    let mut run = Run::start(&arguments(&fixture, "30"), Instant::now()).unwrap();
     assert!(recipe::train(&mut run).unwrap_err().to_string().contains("a parent"));
+}
+
+/// Trains with `knobs`; the rows of the log, once the artifact has been found to be what was trained.
+fn trained(fixture: &Fixture, knobs: &Knobs, steps: &str) -> Vec<fixture::Row> {
+    let mut run = Run::start(&arguments(fixture, steps), Instant::now()).unwrap();
+    let trained = recipe::train_with(knobs, &mut run).unwrap();
+    run.finish(&trained).unwrap();
+    Artifact::read(&fixture.path("out/artifact.ternary")).unwrap();
+    rows(&fixture.path("out"))
+}
+
+/// A knob as an arm's file has it. All that arms set are here, so that none goes untried.
+fn set(knobs: &mut Knobs, name: &str, value: &toml::Value) {
+    let number = || value.as_float().unwrap();
+    match name {
+        "muon" => knobs.muon = value.as_bool().unwrap(),
+        "learning_rate" => knobs.learning_rate = number(),
+        "deadzone" => knobs.deadzone = number(),
+        "warmup_end" => knobs.warmup_end = number(),
+        "residual_end" => knobs.residual_end = number(),
+        "tequila" => knobs.tequila = number(),
+        "fixed_from" => knobs.fixed_from = number(),
+        "distillation" => knobs.distillation = number(),
+        "features" => knobs.features = number(),
+        _ => match (name, value.as_str().unwrap()) {
+            ("scale", "AbsMean") => knobs.scale = Scale::AbsMean,
+            ("scale", "AbsMax") => knobs.scale = Scale::AbsMax,
+            ("scale", "Mse") => knobs.scale = Scale::Mse,
+            ("scale", "ThreeOfFour") => knobs.scale = Scale::ThreeOfFour,
+            ("estimator", "Estimator::Clipped { bound: 1.5 }") => knobs.estimator = Estimator::Clipped { bound: 1.5 },
+            ("estimator", "LearnedScale") => knobs.estimator = Estimator::LearnedScale,
+            ("estimator", "Stretched") => knobs.estimator = Estimator::Stretched,
+            ("estimator", "EfficientQat") => knobs.estimator = Estimator::EfficientQat,
+            ("estimator", "Soft") => knobs.estimator = Estimator::Soft,
+            ("start", "Feedback") => knobs.start = Start::Feedback,
+            ("start", "Outputs") => knobs.start = Start::Outputs,
+            (name, value) => panic!("an arm sets {name} to {value}: say here what that is"),
+        },
+    }
+}
+
+#[test]
+fn every_arm_trains_and_hands_over_what_it_trained() {
+    let fixture = parent();
+    let campaign = fs::read_to_string(fixture.path("campaign.toml")).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/methods");
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let is_arm = |path: &PathBuf| path.extension() == Some("toml".as_ref()) && !path.ends_with("campaign.toml");
+    let arms: Vec<PathBuf> = paths.filter(is_arm).collect();
+    assert!(arms.len() > 20, "{arms:?}");
+    for path in arms {
+        let arm: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+        let mut knobs = Knobs { batch: 2, window: 32, start_windows: 8, ..PRETRAINED };
+        for (name, value) in arm.get("knobs").and_then(toml::Value::as_table).into_iter().flatten() {
+            set(&mut knobs, name, value);
+        }
+        for trains in ["train_unquantized = false", "train_unquantized = true"] {
+            fs::write(fixture.path("campaign.toml"), campaign.replace("train_unquantized = false", trains)).unwrap();
+            assert_eq!(trained(&fixture, &knobs, "10").len(), 10, "{} with {trains}", path.display());
+        }
+    }
 }
