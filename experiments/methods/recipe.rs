@@ -7,9 +7,9 @@
 
 use anyhow::{Result, ensure};
 use artifact::{Grouping, ProjectionKind};
-use model::{Calibration, Decoder, Frozen, Linears, Weights};
+use model::{Calibration, Decoder, Frozen, Linears, Taps, Weights};
 use tch::{Kind, Tensor};
-use ternary::distill::feature_loss;
+use ternary::distill::{feature_loss, relation_loss};
 use ternary::learned::FixedCodes;
 use ternary::loss::{Teacher, objective};
 use ternary::muon::{self, Muon};
@@ -100,6 +100,14 @@ pub struct Knobs {
     pub distillation_temperature: f64,
     /// OFF (TernaryLLM): weight of 1 − cos(hidden states, the parent's) at the last layer; 0 is none.
     pub features: f64,
+    /// The same for the residual streams behind all blocks, the mean over them.
+    pub inner_features: f64,
+    /// BitDistill: weight of the distance between the attention relations of one block and the parent's; 0 is none.
+    pub relations: f64,
+    /// Where that block is: 0 the first, 1 the last. BitDistill's is 22 of 28.
+    pub relations_depth: f64,
+    /// Parts that queries, keys and values are split into for it; divides the width of each.
+    pub relations_heads: i64,
 }
 
 /// What masters start from.
@@ -158,6 +166,10 @@ pub const PRETRAINED: Knobs = Knobs {
     distillation: 0.0,
     distillation_temperature: 1.0,
     features: 0.0,
+    inner_features: 0.0,
+    relations: 0.0,
+    relations_depth: 0.8,
+    relations_heads: 32,
 };
 
 /// Trains until the budget is spent and returns the model at hard ternary.
@@ -171,7 +183,8 @@ pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
     let compute = model::ops::preferred_kind(run.device());
     let weights = run.initial_weights(Kind::Float)?;
     let mut student = Student::new(knobs, run, &weights, compute)?;
-    let distils = knobs.distillation > 0.0 || knobs.features > 0.0;
+    let distils =
+        [knobs.distillation, knobs.features, knobs.inner_features, knobs.relations].iter().any(|&weight| weight > 0.0);
     // Before the student moves: its masters are the memory of `weights`.
     let parent = distils.then(|| Frozen::new(run.config(), &weights, &student.dense, compute)).transpose()?;
     drop(weights);
@@ -193,6 +206,11 @@ pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
         last: knobs.lr_last,
     };
 
+    let blocks = run.config().num_hidden_layers;
+    let streams: Vec<usize> = (0..blocks).filter(|_| knobs.inner_features > 0.0).collect();
+    let related = (knobs.relations > 0.0).then_some(((knobs.relations_depth * blocks as f64) as usize).min(blocks - 1));
+    let taps = Taps { streams: &streams, attention: related.as_slice() };
+
     let mut optimizer = Optimizer::new(knobs, &student, compute);
     while let Some(progress) = run.progress() {
         let blend = Blend { lambda: lambda.at(progress), temperature: temperature.at(progress) };
@@ -206,17 +224,25 @@ pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
 
         let batch = run.batch(knobs.batch, knobs.window)?;
         let targets = batch.targets.reshape([-1]);
-        let hidden = student.decoder.hidden(&student.projections, &batch.inputs);
-        let taught = parent.as_ref().map(|parent| (parent, parent.hidden(&batch.inputs)));
+        let seen = student.decoder.tapped(&student.projections, &batch.inputs, taps);
+        let taught = parent.as_ref().map(|parent| (parent, parent.tapped(&batch.inputs, taps)));
         let teacher = taught.as_ref().filter(|_| knobs.distillation > 0.0).map(|(parent, taught)| Teacher {
-            hidden: taught,
+            hidden: &taught.hidden,
             head: parent.head(),
             weight: knobs.distillation,
             temperature: knobs.distillation_temperature,
         });
-        let mut objective = objective(&hidden, &student.head(), &targets, teacher);
-        if let Some((_, taught)) = taught.as_ref().filter(|_| knobs.features > 0.0) {
-            objective.add(knobs.features, &feature_loss(&hidden, taught));
+        let mut objective = objective(&seen.hidden, &student.head(), &targets, teacher);
+        if let Some((_, taught)) = &taught {
+            if knobs.features > 0.0 {
+                objective.add(knobs.features, &feature_loss(&seen.hidden, &taught.hidden));
+            }
+            for (stream, parents) in seen.streams.iter().zip(&taught.streams) {
+                objective.add(knobs.inner_features / blocks as f64, &feature_loss(stream, parents));
+            }
+            for (attention, parents) in seen.attention.iter().zip(&taught.attention) {
+                objective.add(knobs.relations, &relation_loss(attention, parents, knobs.relations_heads));
+            }
         }
         let loss = objective.cross_entropy.shallow_clone();
         objective.backward()?;

@@ -74,7 +74,10 @@ fn set(knobs: &mut Knobs, name: &str, value: &toml::Value) {
         "tequila" => knobs.tequila = number(),
         "fixed_from" => knobs.fixed_from = number(),
         "distillation" => knobs.distillation = number(),
+        "distillation_temperature" => knobs.distillation_temperature = number(),
         "features" => knobs.features = number(),
+        "inner_features" => knobs.inner_features = number(),
+        "relations" => knobs.relations = number(),
         _ => match (name, value.as_str().unwrap()) {
             ("scale", "AbsMean") => knobs.scale = Scale::AbsMean,
             ("scale", "AbsMax") => knobs.scale = Scale::AbsMax,
@@ -103,7 +106,8 @@ fn every_arm_trains_and_hands_over_what_it_trained() {
     assert!(arms.len() > 20, "{arms:?}");
     for path in arms {
         let arm: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
-        let mut knobs = Knobs { batch: 2, window: 32, start_windows: 8, ..PRETRAINED };
+        // Keys of the model are 16 wide.
+        let mut knobs = Knobs { batch: 2, window: 32, start_windows: 8, relations_heads: 8, ..PRETRAINED };
         for (name, value) in arm.get("knobs").and_then(toml::Value::as_table).into_iter().flatten() {
             set(&mut knobs, name, value);
         }
