@@ -2,13 +2,14 @@
 //! each behind a knob. As its knobs stand it is the plain one, ternary and straight through from the first step; an arm
 //! of `orchestrator compare` is this file with some of them set, in the place of train.rs.
 //!
-//! From top to bottom: the knobs, the loop, a projection with all that can belong to it, the model, the start, the
-//! optimizers. Every method ends in codes and scales; what an artifact cannot hold has gone by then.
+//! From top to bottom: the knobs, the loop, the training of single blocks before it, a projection with all that can belong
+//! to it, the model, the start, the optimizers. Every method ends in codes and scales; what an artifact cannot hold has
+//! gone by then.
 
 use anyhow::{Result, ensure};
 use artifact::{Grouping, ProjectionKind};
 use model::{Calibration, Decoder, Frozen, Linears, Taps, Weights};
-use tch::{Kind, Tensor};
+use tch::{Kind, Reduction, Tensor};
 use ternary::distill::{feature_loss, relation_loss};
 use ternary::learned::FixedCodes;
 use ternary::loss::{Teacher, objective};
@@ -62,6 +63,9 @@ pub struct Knobs {
     pub tequila: f64,
     /// When that bias has gone, linearly over the run: no artifact holds it.
     pub tequila_end: f64,
+    /// EfficientQAT's first phase, Block-AP: until when the blocks are trained alone, in order and for equal parts of it;
+    /// 0 is none. What comes after has the learning rate's whole course.
+    pub block_until: f64,
     /// EfficientQAT's second phase: from when the codes stay and of the matrices scales alone are trained; 1 is
     /// never.
     pub fixed_from: f64,
@@ -145,6 +149,7 @@ pub const PRETRAINED: Knobs = Knobs {
     residual_end: 0.0,
     tequila: 0.0,
     tequila_end: 0.8,
+    block_until: 0.0,
     fixed_from: 1.0,
 
     learning_rate: 2e-3,
@@ -185,8 +190,9 @@ pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
     let mut student = Student::new(knobs, run, &weights, compute)?;
     let distils =
         [knobs.distillation, knobs.features, knobs.inner_features, knobs.relations].iter().any(|&weight| weight > 0.0);
+    let needed = distils || knobs.block_until > 0.0;
     // Before the student moves: its masters are the memory of `weights`.
-    let parent = distils.then(|| Frozen::new(run.config(), &weights, &student.dense, compute)).transpose()?;
+    let parent = needed.then(|| Frozen::new(run.config(), &weights, &student.dense, compute)).transpose()?;
     drop(weights);
 
     let lambda = Lambda {
@@ -207,6 +213,12 @@ pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
     };
 
     let blocks = run.config().num_hidden_layers;
+    if let Some(parent) = parent.as_ref().filter(|_| knobs.block_until > 0.0) {
+        for layer in 0..blocks {
+            train_block(knobs, run, &mut student, parent, layer, learning_rate)?;
+        }
+    }
+    let parent = parent.filter(|_| distils);
     let streams: Vec<usize> = (0..blocks).filter(|_| knobs.inner_features > 0.0).collect();
     let related = (knobs.relations > 0.0).then_some(((knobs.relations_depth * blocks as f64) as usize).min(blocks - 1));
     let taps = Taps { streams: &streams, attention: related.as_slice() };
@@ -214,7 +226,7 @@ pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
     let mut optimizer = Optimizer::new(knobs, &student, compute);
     while let Some(progress) = run.progress() {
         let blend = Blend { lambda: lambda.at(progress), temperature: temperature.at(progress) };
-        let rate = learning_rate.at(progress);
+        let rate = learning_rate.at((progress - knobs.block_until) / (1.0 - knobs.block_until));
         if progress >= knobs.fixed_from && student.fix_codes(compute) {
             optimizer.add_fixed(&student);
         }
@@ -254,6 +266,46 @@ pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
         run.end_step(step, || student.hard_ternary())?;
     }
     student.hard_ternary()
+}
+
+/// A block's part of Block-AP: at hard ternary, given what the student's blocks before it put out, it learns to put out
+/// what the parent's blocks up to it do. Its norms learn with it where the campaign trains them.
+fn train_block(
+    knobs: &Knobs,
+    run: &mut Run,
+    student: &mut Student,
+    parent: &Frozen,
+    layer: usize,
+    learning_rate: LearningRate,
+) -> Result<()> {
+    let blocks = run.config().num_hidden_layers as f64;
+    let [begin, end] = [layer, layer + 1].map(|block| knobs.block_until * block as f64 / blocks);
+    // A fresh one for each block: norms of the blocks before must not move on by their momentum.
+    let mut optimizer = Optimizer::new(knobs, student, parent.decoder().compute());
+    while let Some(progress) = run.progress().filter(|&progress| progress < end) {
+        let rate = learning_rate.at((progress - begin) / (end - begin));
+        student.refresh(Blend::HARD, 0.0, 0.0);
+
+        let batch = run.batch(knobs.batch, knobs.window)?;
+        let behind = |decoder: &Decoder, linears: &dyn Linears, blocks: usize| {
+            (0..blocks).fold(decoder.embed(&batch.inputs), |stream, layer| decoder.block(linears, layer, stream))
+        };
+        let (input, wanted) = tch::no_grad(|| {
+            let wanted = behind(parent.decoder(), parent.projections(), layer + 1).tensor();
+            (behind(&student.decoder, &student.projections, layer), wanted)
+        });
+        let output = student.decoder.block(&student.projections, layer, input).tensor();
+        // A share of what is wanted, whose squares differ from block to block: the log and the frame's limit on losses
+        // mean the same in all, and AdamW's steps hardly change.
+        let loss = output.mse_loss(&wanted, Reduction::Mean) / wanted.square().mean(Kind::Float);
+        loss.f_backward()?;
+
+        let norm = optimizer.step(student, rate)?;
+        let lr = knobs.learning_rate * rate;
+        let step = Step { lambda: 1.0, lr, loss: &loss, gradient_norm: Some(&norm) };
+        run.end_step(step, || student.hard_ternary())?;
+    }
+    Ok(())
 }
 
 /// A quantized projection, with what a method puts beside it.

@@ -72,6 +72,7 @@ fn set(knobs: &mut Knobs, name: &str, value: &toml::Value) {
         "warmup_end" => knobs.warmup_end = number(),
         "residual_end" => knobs.residual_end = number(),
         "tequila" => knobs.tequila = number(),
+        "block_until" => knobs.block_until = number(),
         "fixed_from" => knobs.fixed_from = number(),
         "distillation" => knobs.distillation = number(),
         "distillation_temperature" => knobs.distillation_temperature = number(),
@@ -116,4 +117,15 @@ fn every_arm_trains_and_hands_over_what_it_trained() {
             assert_eq!(trained(&fixture, &knobs, "10").len(), 10, "{} with {trains}", path.display());
         }
     }
+}
+
+#[test]
+fn blocks_come_closer_to_the_parents_one_after_the_other() {
+    let fixture = parent();
+    let knobs = Knobs { estimator: Estimator::EfficientQat, block_until: 0.75, fixed_from: 0.75, ..PRETRAINED };
+    let rows = trained(&fixture, &knobs, "40");
+    let losses: Vec<f64> = rows.iter().map(|row| row["train_loss"].parse().unwrap()).collect();
+    // Of 30 steps each of the two blocks has 15; the last ten are end to end, a cross entropy.
+    assert!(losses[14] < 0.9 * losses[0] && losses[29] < 0.9 * losses[15] && losses[15] < 1.0, "{losses:?}");
+    assert!(losses[30..].iter().all(|&loss| loss > 2.0), "{losses:?}");
 }
