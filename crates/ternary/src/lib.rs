@@ -28,6 +28,7 @@
 //! | EfficientQAT with zero points | [`grid::Grid::Affine`] | is refused |
 //! | TernaryLLM, arXiv 2406.07177 | DLT: [`grid::Grid::Dlt`]; OFF: [`distill::feature_loss`] | is refused where γ ≠ 0 |
 //! | Tequila, arXiv 2509.23809 | [`tequila::Reactivation`] | is refused while there is a bias |
+//! | soft to hard with LoRA, arXiv 2106.09685; the penalty is defined here | [`adapter::LoraWeight`], [`schedule::Lambda`] | is exact, merged |
 //! | Sherry and Arenas, arXiv 2601.07892 | [`quantize::Scale::ThreeOfFour`], [`weight::TernaryWeight::refresh_with_residual`], [`schedule::Residual`] | is exact, without the residual |
 //! | Hestia, arXiv 2601.20745 | [`weight::Estimator::Soft`], [`schedule::Temperature`] | is exact |
 //! | GPTQ, arXiv 2210.17323, and PT2-LLM, arXiv 2510.03267, as starts | [`start`], [`weight::TernaryWeight::set_levels`] | is exact |
@@ -37,6 +38,7 @@
 //! | Fisher information; traces as in HAWQ-V2, arXiv 1911.03852 | [`sensitivity`] | |
 
 pub mod activation;
+pub mod adapter;
 pub mod average;
 pub mod distill;
 pub mod grid;

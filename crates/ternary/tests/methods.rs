@@ -3,6 +3,7 @@
 
 use artifact::Grouping;
 use tch::{Device, Kind, Tensor};
+use ternary::adapter::LoraWeight;
 use ternary::grid::{Grid, GridWeight};
 use ternary::learned::FixedCodes;
 use ternary::muon::{self, Muon};
@@ -155,6 +156,25 @@ fn grids_learn() {
         learns(&format!("{grid:?}"), [before, problem.error(weight.leaf())]);
         assert!(weight.export().is_err(), "{grid:?} is not ternary after training");
     }
+}
+
+#[test]
+fn soft_to_hard_with_lora_learns() {
+    let problem = Problem::new();
+    let weight = TernaryWeight::new(problem.w.copy(), method(Scale::AbsMean, Estimator::Plain), Kind::Float);
+    let mut weight = LoraWeight::new(weight, 8, 16.0);
+    let before = problem.error(&weight.export().dequantize());
+    let (lambda, ramp) = (Lambda::new(Warmup::Linear, 0.5), Lambda::new(Warmup::Linear, 0.9));
+    let mut optimizer = adamw(&[(weight.a(), 5e-3), (weight.b(), 5e-3)]);
+    for progress in progress() {
+        weight.refresh(Blend { lambda: lambda.at(progress), temperature: None });
+        problem.loss(weight.leaf(), None).backward();
+        let gradients = weight.gradients(0.1 * ramp.at(progress));
+        let _ = optimizer.step(&[gradients.a, gradients.b], 1.0 - progress).expect("a step");
+    }
+    weight.refresh(Blend::HARD);
+    assert_eq!(*weight.leaf(), weight.export().dequantize());
+    learns("soft to hard with LoRA", [before, problem.error(weight.leaf())]);
 }
 
 #[test]
