@@ -19,7 +19,7 @@
 //!
 //! | method | what a recipe calls | an export |
 //! |---|---|---|
-//! | BitNet b1.58, arXiv 2402.17764, and λ of the Hugging Face blog "Fine-tuning LLMs to 1.58bit" | [`quantize::Scale::AbsMean`], [`schedule::Lambda`], [`activation::fake_quantize`] | is exact |
+//! | BitNet b1.58, arXiv 2402.17764, and λ of the Hugging Face blog "Fine-tuning LLMs to 1.58bit" | [`quantize::Scale::AbsMean`], [`schedule::Lambda`], [`activation::fake_quantize`] | is exact, but not with [`activation::Per::Channel`] |
 //! | Ternary Weight Networks, arXiv 1605.04711 | [`quantize::Scale::Twn`]; [`quantize::Scale::Mse`] is Lloyd's alternation from there | is exact |
 //! | LSQ, arXiv 1902.08153, with three levels | [`weight::Estimator::LearnedScale`] | is exact |
 //! | ParetoQ, arXiv 2502.02631, with three levels and with one bit | [`weight::Estimator::Stretched`], [`weight::Estimator::Binary`] | is exact |
