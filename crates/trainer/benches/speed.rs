@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail};
 use artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
 use model::{Decoder, Dense, Linears, Weights, score};
 use tch::{Device, Kind, Tensor};
+use ternary::activation::{Per, fake_quantize_per};
+use ternary::adapter::LoraWeight;
 use ternary::loss::objective;
 use ternary::optim::{AdamW, Group, Options};
 use ternary::quantize::Scale;
@@ -32,6 +34,7 @@ fn main() -> Result<()> {
         products(compute, [2048; 3], 6) / 1e9
     );
     quantizers(compute)?;
+    activations(compute)?;
     training("nano step, 8 × 128", &nano()?, [8, 128], compute, true, 100)?;
     training("SmolLM2-135M step, 4 × 256", &smollm2(), [4, 256], compute, false, 4)?;
     println!("peak memory of this process up to here: {:.2} GB", peak_memory()? / 1e9);
@@ -114,6 +117,41 @@ fn quantizers(compute: Kind) -> Result<()> {
     for estimator in learned.into_iter().chain([clipped, Estimator::Soft]) {
         println!("  {estimator:?} {:.1}", seconds(Scale::AbsMean, estimator)? / plain);
     }
+    for penalty in [0.0, 1.0] {
+        let master = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.02;
+        let method = Method {
+            grouping: Grouping::Group(GROUP),
+            scale: Scale::AbsMean,
+            deadzone: Scale::AbsMean.default_deadzone(),
+            estimator: Estimator::Plain,
+        };
+        let mut weight = LoraWeight::new(TernaryWeight::new(master, method, compute), 16, 16.0);
+        let mut outcome = Ok(());
+        let seconds = fastest(50, || {
+            weight.refresh(Blend::HARD);
+            outcome = ternary::backward(&[weight.leaf()], &[&gradient]);
+            let _ = weight.gradients(penalty);
+        });
+        outcome?;
+        println!("  LoRA of rank 16, penalty {penalty} {:.1}", seconds / plain);
+    }
+    Ok(())
+}
+
+/// What rounding activations costs, with its gradient.
+fn activations(compute: Kind) -> Result<()> {
+    let shape = [1024, 576];
+    let x = Tensor::randn(shape, (compute, Device::Cpu)).set_requires_grad(true);
+    let gradient = Tensor::randn(shape, (compute, Device::Cpu));
+    let seconds = |per: Per| -> Result<f64> {
+        let mut outcome = Ok(());
+        let seconds = fastest(50, || outcome = ternary::backward(&[&fake_quantize_per(&x, 8, 1.0, per)], &[&gradient]));
+        outcome?;
+        Ok(seconds)
+    };
+    let token = seconds(Per::Token)?;
+    println!("rounding {shape:?} to 8 bits with its gradient: per token {:.2} ms; others, in that:", token * 1e3);
+    println!("  Channel {:.1}", seconds(Per::Channel)? / token);
     Ok(())
 }
 
