@@ -10,12 +10,13 @@ use anyhow::{Result, ensure};
 use artifact::{Grouping, ProjectionKind};
 use model::{Calibration, Decoder, Frozen, Linears, Taps, Weights};
 use tch::{Kind, Reduction, Tensor};
+use ternary::adapter::LoraWeight;
 use ternary::distill::{feature_loss, relation_loss};
 use ternary::learned::FixedCodes;
 use ternary::loss::{Teacher, objective};
 use ternary::muon::{self, Muon};
 use ternary::optim::{AdamW, Group, GroupId, Options};
-use ternary::quantize::Scale;
+use ternary::quantize::{Quantized, Scale};
 use ternary::schedule::{Decay, Lambda, LearningRate, Residual, Temperature, Warmup};
 use ternary::start::{Inputs, error_feedback, fit_outputs};
 use ternary::tequila::Reactivation;
@@ -63,6 +64,12 @@ pub struct Knobs {
     pub tequila: f64,
     /// When that bias has gone, linearly over the run: no artifact holds it.
     pub tequila_end: f64,
+    /// Soft to hard with LoRA: rank of the updates that are trained instead of the parent's weights; 0 trains the weights.
+    pub lora_rank: i64,
+    /// LoRA's α: an update counts α/rank times.
+    pub lora_alpha: f64,
+    /// What the penalty towards the grid has risen to at the end, linearly.
+    pub lora_penalty: f64,
     /// EfficientQAT's first phase, Block-AP: until when the blocks are trained alone, in order and for equal parts of it;
     /// 0 is none. What comes after has the learning rate's whole course.
     pub block_until: f64,
@@ -149,6 +156,9 @@ pub const PRETRAINED: Knobs = Knobs {
     residual_end: 0.0,
     tequila: 0.0,
     tequila_end: 0.8,
+    lora_rank: 0,
+    lora_alpha: 32.0,
+    lora_penalty: 10.0,
     block_until: 0.0,
     fixed_from: 1.0,
 
@@ -232,7 +242,7 @@ pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
         }
         let share = (1.0 - progress / knobs.tequila_end).max(0.0);
         let epsilon = if knobs.residual_end > 0.0 { residual.at(progress) } else { 0.0 };
-        student.refresh(blend, epsilon, share);
+        student.refresh(Stage { blend, residual: epsilon, tequila: share, penalty: knobs.lora_penalty * progress });
 
         let batch = run.batch(knobs.batch, knobs.window)?;
         let targets = batch.targets.reshape([-1]);
@@ -284,7 +294,7 @@ fn train_block(
     let mut optimizer = Optimizer::new(knobs, student, parent.decoder().compute());
     while let Some(progress) = run.progress().filter(|&progress| progress < end) {
         let rate = learning_rate.at((progress - begin) / (end - begin));
-        student.refresh(Blend::HARD, 0.0, 0.0);
+        student.refresh(Stage::HARD);
 
         let batch = run.batch(knobs.batch, knobs.window)?;
         let behind = |decoder: &Decoder, linears: &dyn Linears, blocks: usize| {
@@ -308,9 +318,93 @@ fn train_block(
     Ok(())
 }
 
+/// How far the methods are at a step.
+#[derive(Clone, Copy)]
+struct Stage {
+    blend: Blend,
+    /// Share of the full-precision weight in Arenas.
+    residual: f64,
+    /// Share of Tequila's bias.
+    tequila: f64,
+    /// Strength of the pull of LoRA's sums to the grid.
+    penalty: f64,
+}
+
+impl Stage {
+    const HARD: Self = Self { blend: Blend::HARD, residual: 0.0, tequila: 0.0, penalty: 0.0 };
+}
+
+/// What is trained of a projection.
+enum Weight {
+    Full(TernaryWeight),
+    Lora { weight: LoraWeight, penalty: f64 },
+}
+
+impl Weight {
+    fn leaf(&self) -> &Tensor {
+        match self {
+            Self::Full(weight) => weight.leaf(),
+            Self::Lora { weight, .. } => weight.leaf(),
+        }
+    }
+
+    fn grouping(&self) -> Grouping {
+        match self {
+            Self::Full(weight) => weight.method().grouping,
+            Self::Lora { weight, .. } => weight.method().grouping,
+        }
+    }
+
+    fn scales(&self) -> Option<&Tensor> {
+        match self {
+            Self::Full(weight) => weight.scales(),
+            Self::Lora { weight, .. } => weight.scales(),
+        }
+    }
+
+    /// The master, or both factors of its update.
+    fn matrices(&self) -> Vec<&Tensor> {
+        match self {
+            Self::Full(weight) => vec![weight.master()],
+            Self::Lora { weight, .. } => vec![weight.a(), weight.b()],
+        }
+    }
+
+    fn refresh(&mut self, stage: Stage) {
+        match self {
+            Self::Full(weight) => weight.refresh_with_residual(stage.blend, stage.residual),
+            Self::Lora { weight, penalty } => {
+                *penalty = stage.penalty;
+                weight.refresh(stage.blend);
+            }
+        }
+    }
+
+    /// Of the matrices, and of learned scales.
+    fn gradients(&self, tequila: Option<&Reactivation>) -> (Vec<Option<Tensor>>, Option<Tensor>) {
+        match self {
+            Self::Full(weight) => {
+                let gradients = tequila.map_or_else(|| weight.gradients(), |tequila| tequila.gradients(weight).0);
+                (vec![gradients.master], gradients.scales)
+            }
+            Self::Lora { weight, penalty } => {
+                let gradients = weight.gradients(*penalty);
+                (vec![gradients.a, gradients.b], gradients.scales)
+            }
+        }
+    }
+
+    fn export(&self) -> Quantized {
+        match self {
+            Self::Full(weight) => weight.export(),
+            Self::Lora { weight, .. } => weight.export(),
+        }
+    }
+}
+
 /// A quantized projection, with what a method puts beside it.
 struct Projection {
-    weight: TernaryWeight,
+    weight: Weight,
     tequila: Option<Reactivation>,
     /// Set once the codes stay.
     fixed: Option<FixedCodes>,
@@ -321,24 +415,22 @@ impl Projection {
         self.fixed.as_ref().map_or(self.weight.leaf(), FixedCodes::leaf)
     }
 
-    fn refresh(&mut self, blend: Blend, residual: f64, share: f64) {
+    fn refresh(&mut self, stage: Stage) {
         match &mut self.fixed {
             Some(fixed) => fixed.refresh(),
-            None => self.weight.refresh_with_residual(blend, residual),
+            None => self.weight.refresh(stage),
         }
-        if let Some(tequila) = &mut self.tequila {
-            tequila.refresh(&self.weight, share);
+        if let (Some(tequila), Weight::Full(weight)) = (&mut self.tequila, &self.weight) {
+            tequila.refresh(weight, stage.tequila);
         }
     }
 
-    /// Of the master and of learned scales; none where the codes stay.
-    fn gradients(&self) -> (Option<Tensor>, Option<Tensor>) {
-        let gradients = match (&self.fixed, &self.tequila) {
-            (Some(_), _) => return (None, None),
-            (None, Some(tequila)) => tequila.gradients(&self.weight).0,
-            (None, None) => self.weight.gradients(),
-        };
-        (gradients.master, gradients.scales)
+    /// Of the matrices and of learned scales; none where the codes stay.
+    fn gradients(&self) -> (Vec<Option<Tensor>>, Option<Tensor>) {
+        match self.fixed {
+            Some(_) => (self.weight.matrices().iter().map(|_| None).collect(), None),
+            None => self.weight.gradients(self.tequila.as_ref()),
+        }
     }
 }
 
@@ -400,6 +492,11 @@ impl Student {
                     Some(inputs) => started(knobs.start, parent, &inputs, method, compute)?,
                 };
                 let tequila = (knobs.tequila > 0.0).then(|| Reactivation::new(&weight, knobs.tequila, false));
+                ensure!(tequila.is_none() || knobs.lora_rank == 0, "Tequila moves whole weights: use no LoRA with it");
+                let weight = match knobs.lora_rank {
+                    0 => Weight::Full(weight),
+                    rank => Weight::Lora { weight: LoraWeight::new(weight, rank, knobs.lora_alpha), penalty: 0.0 },
+                };
                 block.push(Projection { weight, tequila, fixed: None });
             }
             blocks.push(block);
@@ -424,10 +521,10 @@ impl Student {
     }
 
     /// Quantizes every weight once for the coming step.
-    fn refresh(&mut self, blend: Blend, residual: f64, share: f64) {
-        self.projections.lambda = blend.lambda;
+    fn refresh(&mut self, stage: Stage) {
+        self.projections.lambda = stage.blend.lambda;
         for projection in self.projections.blocks.iter_mut().flatten() {
-            projection.refresh(blend, residual, share);
+            projection.refresh(stage);
         }
         if self.trains_dense {
             self.head.refresh();
@@ -470,14 +567,14 @@ impl Student {
 
     /// The model as it is exported.
     fn hard_ternary(&mut self) -> Result<Trained> {
-        self.refresh(Blend::HARD, 0.0, 0.0);
+        self.refresh(Stage::HARD);
         let mut ternary = Vec::new();
         for (layer, block) in self.projections.blocks.iter().enumerate() {
             for (kind, projection) in ProjectionKind::ALL.into_iter().zip(block) {
                 let fixed = projection.fixed.as_ref();
                 ternary.push(TernaryMatrix {
                     name: kind.tensor(layer),
-                    grouping: projection.weight.method().grouping,
+                    grouping: projection.weight.grouping(),
                     quantized: fixed.map_or_else(|| projection.weight.export(), FixedCodes::export),
                     weight: projection.leaf().detach(),
                 });
@@ -534,7 +631,7 @@ struct Optimizer {
 }
 
 impl Optimizer {
-    /// Parameters: masters, learned scales, dense tensors; scales of fixed codes come last.
+    /// Parameters: masters or their updates, learned scales, dense tensors; scales of fixed codes come last.
     fn new(knobs: &Knobs, student: &Student, compute: Kind) -> Self {
         let betas = (knobs.beta1, knobs.beta2);
         let mut adamw = AdamW::new(Options { betas, epsilon: knobs.epsilon, clip: Some(knobs.clip) });
@@ -546,10 +643,10 @@ impl Optimizer {
         let tables = group(knobs.dense_learning_rate, knobs.weight_decay);
         let norms = group(knobs.dense_learning_rate, 0.0);
         let fixed = group(knobs.fixed_learning_rate, 0.0);
-        for projection in student.all() {
+        for matrix in student.all().flat_map(|projection| projection.weight.matrices()) {
             match &mut muon {
-                Some(muon) => muon.add(matrices, projection.weight.master()),
-                None => adamw.add(masters, projection.weight.master()),
+                Some(muon) => muon.add(matrices, matrix),
+                None => adamw.add(masters, matrix),
             }
         }
         for learned in student.all().filter_map(|projection| projection.weight.scales()) {
@@ -569,17 +666,18 @@ impl Optimizer {
 
     /// Moves everything that has a gradient; the global norm of AdamW's part.
     fn step(&mut self, student: &Student, rate: f64) -> Result<Tensor> {
-        let (masters, scales): (Vec<_>, Vec<_>) = student.all().map(Projection::gradients).unzip();
+        let (matrices, scales): (Vec<_>, Vec<_>) = student.all().map(Projection::gradients).unzip();
+        let matrices = matrices.into_iter().flatten();
         let learned = student.all().zip(scales).filter(|(projection, _)| projection.weight.scales().is_some());
         let mut rest: Vec<_> = learned.map(|(_, gradient)| gradient).collect();
         rest.extend(student.dense_gradients());
         rest.extend(student.all().filter_map(|projection| projection.fixed.as_ref()).map(FixedCodes::gradient));
         Ok(match &mut self.muon {
             Some(muon) => {
-                muon.step(&masters, rate);
+                muon.step(&matrices.collect::<Vec<_>>(), rate);
                 self.adamw.step(&rest, rate)?
             }
-            None => self.adamw.step(&masters.into_iter().chain(rest).collect::<Vec<_>>(), rate)?,
+            None => self.adamw.step(&matrices.chain(rest).collect::<Vec<_>>(), rate)?,
         })
     }
 }

@@ -79,6 +79,7 @@ fn set(knobs: &mut Knobs, name: &str, value: &toml::Value) {
         "features" => knobs.features = number(),
         "inner_features" => knobs.inner_features = number(),
         "relations" => knobs.relations = number(),
+        "lora_rank" => knobs.lora_rank = value.as_integer().unwrap(),
         _ => match (name, value.as_str().unwrap()) {
             ("scale", "AbsMean") => knobs.scale = Scale::AbsMean,
             ("scale", "AbsMax") => knobs.scale = Scale::AbsMax,
