@@ -162,9 +162,9 @@ pub const PRETRAINED: Knobs = Knobs {
     block_until: 0.0,
     fixed_from: 1.0,
 
-    learning_rate: 2e-3,
+    learning_rate: 1e-4,
     dense_learning_rate: 1e-4,
-    scale_learning_rate: 1e-3,
+    scale_learning_rate: 1e-4,
     fixed_learning_rate: 1e-4,
     lr_warmup: 0.05,
     lr_decay: Decay::Linear,

@@ -79,6 +79,8 @@ fn set(knobs: &mut Knobs, name: &str, value: &toml::Value) {
         "features" => knobs.features = number(),
         "inner_features" => knobs.inner_features = number(),
         "relations" => knobs.relations = number(),
+        "group_size" => knobs.group_size = value.as_integer().unwrap() as usize,
+        "activation_bits" => knobs.activation_bits = value.as_integer().unwrap() as u32,
         "lora_rank" => knobs.lora_rank = value.as_integer().unwrap(),
         _ => match (name, value.as_str().unwrap()) {
             ("scale", "AbsMean") => knobs.scale = Scale::AbsMean,
