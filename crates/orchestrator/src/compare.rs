@@ -72,7 +72,7 @@ struct Recipe {
 /// # Errors
 /// Every [`Failure`]; running again goes on.
 pub fn run(root: &Path, options: &Options) -> Result<String, Failure> {
-    let files = read_arms(root, &options.arms)?;
+    let mut files = read_arms(root, &options.arms)?;
     let campaign = campaign(&files, options.campaign.as_deref())?;
     let tag = options.tag.clone().unwrap_or_else(|| format!("compare-{campaign}"));
     layout::check_tag(&tag)?;
@@ -88,12 +88,14 @@ pub fn run(root: &Path, options: &Options) -> Result<String, Failure> {
         }
         None => workspace.head()?,
     };
-    let constant = Campaign::load(&file).map(|campaign| search::knobs_constant(&campaign));
-    let constant = constant.map_err(|e| Failure::Campaign {
+    let campaign = Campaign::load(&file).map_err(|e| Failure::Campaign {
         message: e.to_string(),
         hint: "experiments/nano/campaign.toml shows every key".into(),
     })?;
-    let recipes = recipes(&workspace, start, constant, files)?;
+    if campaign.model.has_parent() {
+        add_rounded(root, &mut files)?;
+    }
+    let recipes = recipes(&workspace, start, search::knobs_constant(&campaign), files)?;
     if options.show {
         return print(&state, &layout, &recipes, options);
     }
@@ -120,12 +122,7 @@ pub fn run(root: &Path, options: &Options) -> Result<String, Failure> {
 }
 
 fn read_arms(root: &Path, given: &[String]) -> Result<Vec<ArmFile>, Failure> {
-    let mut files = given.iter().map(|name| ArmFile::read(root, name)).collect::<Result<Vec<_>, _>>()?;
-    if !files.iter().any(|arm| arm.name == ROUND_TO_NEAREST)
-        && root.join(arm::FOLDER).join(format!("{ROUND_TO_NEAREST}.toml")).is_file()
-    {
-        files.push(ArmFile::read(root, ROUND_TO_NEAREST)?);
-    }
+    let files = given.iter().map(|name| ArmFile::read(root, name)).collect::<Result<Vec<_>, _>>()?;
     for (index, arm) in files.iter().enumerate() {
         if files[..index].iter().any(|other| other.name == arm.name) {
             return Err(Failure::Campaign {
@@ -135,6 +132,15 @@ fn read_arms(root: &Path, given: &[String]) -> Result<Vec<ArmFile>, Failure> {
         }
     }
     Ok(files)
+}
+
+/// The lower end of what can be recovered of a parent is an arm of every comparison that has one.
+fn add_rounded(root: &Path, files: &mut Vec<ArmFile>) -> Result<(), Failure> {
+    let path = root.join(arm::FOLDER).join(format!("{ROUND_TO_NEAREST}.toml"));
+    if path.is_file() && !files.iter().any(|arm| arm.name == ROUND_TO_NEAREST) {
+        files.push(ArmFile::read(root, ROUND_TO_NEAREST)?);
+    }
+    Ok(())
 }
 
 /// The one campaign that all arms are run on.

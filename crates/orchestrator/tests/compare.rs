@@ -121,6 +121,23 @@ fn close(value: &Value, expected: f64) {
 }
 
 #[test]
+fn without_a_parent_there_are_no_ends() {
+    let repository = repository(&ARMS);
+    let root = repository.root();
+    let campaign = fs::read_to_string(root.join(CAMPAIGN)).unwrap();
+    fs::write(root.join(CAMPAIGN), campaign.replace("\n[model.pretrain]\ntokens = 1000\n", "")).unwrap();
+    let recipe = root.join("crates/trainer/src/train.rs");
+    fs::write(&recipe, RECIPE.replace("PRETRAINED", "SCRATCH")).unwrap();
+    repository.git(&["commit", "-q", "-a", "-m", "from scratch"]);
+    let table = repository.json(&["compare", "first", "second", "--seeds", "1", "--json"]);
+    let arms = table["arms"].as_array().unwrap();
+    let names: Vec<_> = arms.iter().map(|row| row["arm"].as_str().unwrap()).collect();
+    assert_eq!(names, ["first", "second"]);
+    close(&arms[1]["loss"]["nats"], loss(0.02, 0.0));
+    assert!(table["floor"].is_null() && arms[1]["recovery"].is_null(), "{table}");
+}
+
+#[test]
 fn the_table_is_what_was_measured() {
     let repository = repository(&ARMS);
     let table = repository.json(&["compare", "first", "second", "--seeds", "3", "--json"]);

@@ -81,6 +81,7 @@ fn set(knobs: &mut Knobs, name: &str, value: &toml::Value) {
         "relations" => knobs.relations = number(),
         "group_size" => knobs.group_size = value.as_integer().unwrap() as usize,
         "activation_bits" => knobs.activation_bits = value.as_integer().unwrap() as u32,
+        "relations_heads" => knobs.relations_heads = value.as_integer().unwrap(),
         "lora_rank" => knobs.lora_rank = value.as_integer().unwrap(),
         _ => match (name, value.as_str().unwrap()) {
             ("scale", "AbsMean") => knobs.scale = Scale::AbsMean,
