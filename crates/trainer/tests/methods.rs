@@ -80,6 +80,7 @@ fn set(knobs: &mut Knobs, name: &str, value: &toml::Value) {
         "features" => knobs.features = number(),
         "inner_features" => knobs.inner_features = number(),
         "relations" => knobs.relations = number(),
+        "batch" => knobs.batch = value.as_integer().unwrap() as usize,
         "group_size" => knobs.group_size = value.as_integer().unwrap() as usize,
         "activation_bits" => knobs.activation_bits = value.as_integer().unwrap() as u32,
         "relations_heads" => knobs.relations_heads = value.as_integer().unwrap(),
