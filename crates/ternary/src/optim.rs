@@ -274,13 +274,13 @@ mod tests {
         let mut adamw = AdamW::new(options);
         let rates = [(1e-2, 0.0), (3e-3, 0.1)];
         let groups = rates.map(|(learning_rate, weight_decay)| adamw.group(Group { learning_rate, weight_decay }));
-        let parameters: Vec<Tensor> = SHAPES.iter().map(|shape| normal(shape)).collect();
+        let parameters: Vec<Tensor> = SHAPES.iter().map(normal).collect();
         let before: Vec<Tensor> = parameters.iter().map(Tensor::copy).collect();
         for (i, parameter) in parameters.iter().enumerate() {
             adamw.add(groups[i % 2], parameter);
         }
         assert_eq!(adamw.len(), 4);
-        let history: Vec<Vec<Tensor>> = (0..5).map(|_| SHAPES.iter().map(|shape| normal(shape)).collect()).collect();
+        let history: Vec<Vec<Tensor>> = (0..5).map(|_| SHAPES.iter().map(normal).collect()).collect();
         for gradients in &history {
             let gradients: Vec<_> = gradients.iter().map(|g| Some(g.copy())).collect();
             let _ = adamw.step(&gradients, 0.5).expect("a step");
@@ -296,7 +296,7 @@ mod tests {
         draws::seed(2);
         for (size, clip) in [(1.0, 0.5), (1e-4, 0.5)] {
             let options = Options { clip: Some(clip), epsilon: 1e-2, ..Options::default() };
-            let parameters: Vec<Tensor> = SHAPES.iter().map(|shape| normal(shape)).collect();
+            let parameters: Vec<Tensor> = SHAPES.iter().map(normal).collect();
             let before: Vec<Tensor> = parameters.iter().map(Tensor::copy).collect();
             let gradients: Vec<Tensor> = SHAPES.iter().map(|shape| normal(shape) * size).collect();
             let squares: f64 = gradients.iter().map(|g| (g * g).sum(Kind::Double).double_value(&[])).sum();
@@ -317,12 +317,12 @@ mod tests {
     fn a_parameter_without_a_gradient_is_left_alone() {
         draws::seed(3);
         let options = Options { clip: None, ..Options::default() };
-        let parameters = [normal(&[9]), normal(&[9])];
+        let parameters = [normal([9]), normal([9])];
         let before = [parameters[0].copy(), parameters[1].copy()];
         let mut adamw = AdamW::new(options);
         let group = adamw.group(Group { learning_rate: 1e-2, weight_decay: 0.1 });
         parameters.iter().for_each(|parameter| adamw.add(group, parameter));
-        let gradients: Vec<Tensor> = (0..3).map(|_| normal(&[9])).collect();
+        let gradients: Vec<Tensor> = (0..3).map(|_| normal([9])).collect();
         let _ = adamw.step(&[Some(gradients[0].copy()), None], 1.0).expect("a step");
         assert_eq!(parameters[1], before[1]);
         let _ = adamw.step(&[None, Some(gradients[1].copy())], 1.0).expect("a step");
@@ -338,9 +338,9 @@ mod tests {
     fn takes_bf16_gradients() {
         draws::seed(4);
         let options = Options::default();
-        let parameter = normal(&[64, 64]);
+        let parameter = normal([64, 64]);
         let before = parameter.copy();
-        let gradient = (normal(&[64, 64]) * 1e-3).to_kind(Kind::BFloat16);
+        let gradient = (normal([64, 64]) * 1e-3).to_kind(Kind::BFloat16);
         let mut adamw = AdamW::new(options);
         let group = adamw.group(Group { learning_rate: 1e-2, weight_decay: 0.0 });
         adamw.add(group, &parameter);
@@ -355,10 +355,10 @@ mod tests {
         draws::seed(5);
         let numbers = FusedNumbers { learning_rate: 1e-2, betas: (0.9, 0.95), weight_decay: 0.1, epsilon: 1e-8 };
         let scale = Tensor::from(3f32);
-        let (a, b) = (normal(&[40]), Tensor::zeros([40], (Kind::Float, Device::Cpu)));
+        let (a, b) = (normal([40]), Tensor::zeros([40], (Kind::Float, Device::Cpu)));
         let (a, b) = ([a.copy(), b.copy(), b.copy()], [a.copy(), b.copy(), b.copy()]);
         for step in 1..=3u64 {
-            let gradient = normal(&[40]);
+            let gradient = normal([40]);
             let count = Tensor::from(step as f32);
             let one = |[parameter, first, second]: &'_ [Tensor; 3], run: &dyn Fn(&FusedParameter<'_>)| {
                 let gradient = gradient.copy();
@@ -374,9 +374,9 @@ mod tests {
     fn a_gradient_may_be_strided() {
         draws::seed(6);
         let options = Options { clip: None, ..Options::default() };
-        let parameter = normal(&[4, 6]);
+        let parameter = normal([4, 6]);
         let before = parameter.copy();
-        let gradient = normal(&[6, 4]).tr();
+        let gradient = normal([6, 4]).tr();
         let mut adamw = AdamW::new(options);
         let group = adamw.group(Group { learning_rate: 1e-2, weight_decay: 0.0 });
         adamw.add(group, &parameter);
@@ -389,13 +389,13 @@ mod tests {
     fn a_gradient_of_another_shape_is_refused() {
         let mut adamw = AdamW::new(Options::default());
         let group = adamw.group(Group { learning_rate: 1e-2, weight_decay: 0.0 });
-        adamw.add(group, &normal(&[9]));
-        let _ = adamw.step(&[Some(normal(&[3, 2]))], 1.0);
+        adamw.add(group, &normal([9]));
+        let _ = adamw.step(&[Some(normal([3, 2]))], 1.0);
     }
 
     #[test]
     fn an_error_of_libtorch_comes_back() {
-        let error = crate::backward(&[&normal(&[2])], &[&normal(&[2])]).expect_err("no graph").to_string();
+        let error = crate::backward(&[&normal([2])], &[&normal([2])]).expect_err("no graph").to_string();
         assert!(error.starts_with("libtorch: ") && error.contains("does not require grad"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! Low-rank adapters: their gradients are those of the formula, and what is exported is what was trained, merged.
 
 use artifact::Grouping;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use ternary::adapter::LoraWeight;
 use ternary::optim::{AdamW, Group, Options};
 use ternary::quantize::{Scale, quantize};
@@ -12,14 +12,14 @@ const IN: i64 = 128;
 const RANK: i64 = 6;
 const ALPHA: f64 = 9.0;
 
-/// Numbers in [−1, 1) that look random, without libtorch's generator, which tests beside this one draw from.
-fn draw(seed: f64, shape: [i64; 2]) -> Tensor {
-    let x = (Tensor::arange(shape[0] * shape[1], (Kind::Double, Device::Cpu)) * 12.9898 + seed).sin() * 43758.5453;
-    ((&x - x.floor()) * 2.0 - 1.0).to_kind(Kind::Float).reshape(shape)
+/// Numbers in [−1, 1), the same for the same seed.
+fn draw(seed: u64, shape: [i64; 2]) -> Tensor {
+    draws::seed(seed);
+    draws::uniform(shape) * 2.0 - 1.0
 }
 
 fn parent() -> Tensor {
-    draw(1.0, [OUT, IN]) * 0.05
+    draw(1, [OUT, IN]) * 0.05
 }
 
 fn method(grouping: Grouping, scale: Scale, estimator: Estimator) -> Method {
@@ -29,7 +29,7 @@ fn method(grouping: Grouping, scale: Scale, estimator: Estimator) -> Method {
 /// With an update that is not 0.
 fn adapted(method: Method, compute: Kind) -> LoraWeight {
     let weight = LoraWeight::new(TernaryWeight::new(parent(), method, compute), RANK, ALPHA);
-    tch::no_grad(|| weight.b().shallow_clone().copy_(&(draw(2.0, [OUT, RANK]) * 0.03)));
+    tch::no_grad(|| weight.b().shallow_clone().copy_(&(draw(2, [OUT, RANK]) * 0.03)));
     weight
 }
 
@@ -68,7 +68,7 @@ fn an_update_starts_as_nothing() {
 
 #[test]
 fn gradients_are_autograds() {
-    let sent = draw(3.0, [OUT, IN]);
+    let sent = draw(3, [OUT, IN]);
     for scale in [Scale::AbsMean, Scale::Twn, Scale::ThreeOfFour] {
         let method = method(Grouping::Group(32), scale, Estimator::Plain);
         for (lambda, strength) in [(1.0, 0.0), (0.3, 0.0), (0.3, 500.0), (1.0, 500.0)] {
@@ -94,7 +94,7 @@ fn gradients_are_autograds() {
 /// What an estimator does with the gradient is tested with [`TernaryWeight`].
 #[test]
 fn estimators_are_those_of_weights() {
-    let sent = draw(4.0, [OUT, IN]);
+    let sent = draw(4, [OUT, IN]);
     let blend = Blend { lambda: 0.6, temperature: Some(0.5) };
     for estimator in
         [Estimator::Clipped { bound: 1.2 }, Estimator::LearnedScale, Estimator::EfficientQat, Estimator::Soft]

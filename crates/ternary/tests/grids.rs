@@ -17,7 +17,7 @@ const GRIDS: [Grid; 6] = [
 
 fn weights() -> Tensor {
     draws::seed(21);
-    normal(&[8, 64]) * 0.02 * normal(&[8, 1]).exp()
+    normal([8, 64]) * 0.02 * normal([8, 1]).exp()
 }
 
 #[track_caller]
@@ -74,7 +74,7 @@ fn narrow(grid: Grid, w: &Tensor, grouping: Grouping) -> Levels {
 
 #[test]
 fn gradients_are_those_of_the_papers() {
-    let (w, gradient) = (weights(), normal(&[8, 64]));
+    let (w, gradient) = (weights(), normal([8, 64]));
     for grid in GRIDS {
         for grouping in GROUPINGS {
             let levels = narrow(grid, &w, grouping);
@@ -115,7 +115,7 @@ fn group_sums(gradient: &Tensor, grouping: Grouping) -> Tensor {
 
 #[test]
 fn weights_blend_and_map_gradients() {
-    let (w, gradient) = (weights(), normal(&[8, 64]));
+    let (w, gradient) = (weights(), normal([8, 64]));
     for grid in GRIDS {
         let mut weight = GridWeight::new(w.copy(), grid, Grouping::Row, Kind::Float);
         let hard = weight.leaf().detach().copy();

@@ -9,15 +9,14 @@ use ternary::sensitivity::{Candidate, Fisher, exceptions, traces};
 #[test]
 fn fisher_is_the_mean_of_squares() {
     draws::seed(51);
-    let batches: Vec<[Tensor; 2]> =
-        (0..3).map(|_| [normal(&[4, 3]), normal(&[2, 5]).to_kind(Kind::BFloat16)]).collect();
+    let batches: Vec<[Tensor; 2]> = (0..3).map(|_| [normal([4, 3]), normal([2, 5]).to_kind(Kind::BFloat16)]).collect();
     let mut fisher = Fisher::default();
     batches.iter().for_each(|gradients| fisher.add(gradients));
     for index in 0..2 {
         let squares: Vec<Tensor> = batches.iter().map(|batch| batch[index].to_kind(Kind::Float).square()).collect();
         let wanted = Tensor::stack(&squares, 0).mean_dim(0, false, Kind::Float);
         assert!(fisher.diagonal(index).allclose(&wanted, 1e-5, 1e-7, false));
-        let (w, q) = (normal(&wanted.size()), normal(&wanted.size()));
+        let (w, q) = (normal(wanted.size()), normal(wanted.size()));
         let damage = (wanted * (&w - &q) * (&w - &q)).sum(Kind::Double).double_value(&[]) / 2.0;
         assert!((fisher.damage(index, &w, &q) / damage - 1.0).abs() < 1e-5);
     }
@@ -48,7 +47,7 @@ fn exact_trace(index: usize, weights: &[Tensor; 2], x: &Tensor) -> f64 {
 #[test]
 fn traces_are_those_of_the_second_derivative() {
     draws::seed(52);
-    let (weights, x) = ([normal(&[6, 5]), normal(&[3, 6])], normal(&[20, 5]));
+    let (weights, x) = ([normal([6, 5]), normal([3, 6])], normal([20, 5]));
     let got = traces(&weights, 400, 1e-2, |at| {
         let at: Vec<Tensor> = at.iter().map(|w| w.detach().set_requires_grad(true)).collect();
         loss(&at[0], &at[1], &x).backward();
@@ -108,8 +107,8 @@ fn exceptions_are_the_best_that_fit() {
 #[test]
 fn a_model_is_near_to_itself() {
     draws::seed(53);
-    let (hidden, head) = (normal([70, 6].as_slice()), normal(&[150_000, 6]));
-    let (parent_hidden, parent_head) = (normal(&[70, 4]), normal(&[150_000, 4]));
+    let (hidden, head) = (normal([70, 6]), normal([150_000, 6]));
+    let (parent_hidden, parent_head) = (normal([70, 4]), normal([150_000, 4]));
     let near = nearness([&hidden, &head], [&parent_hidden, &parent_head]);
     let (logits, parent) = (hidden.matmul(&head.tr()), parent_hidden.matmul(&parent_head.tr()));
     let (p, q) = (logits.softmax(-1, Kind::Double), parent.softmax(-1, Kind::Double));
@@ -120,7 +119,7 @@ fn a_model_is_near_to_itself() {
     assert_eq!(itself.divergence.abs().max().double_value(&[]), 0.0);
     assert_eq!(itself.agreement.sum(Kind::Int64).int64_value(&[]), 70);
     // Half of the rows at the parent's own states: those agree.
-    let mixed = Tensor::cat(&[hidden.narrow(0, 0, 35), normal(&[35, 6])], 0);
+    let mixed = Tensor::cat(&[hidden.narrow(0, 0, 35), normal([35, 6])], 0);
     let part = nearness([&mixed, &head], [&hidden, &head]);
     assert_eq!(part.agreement.narrow(0, 0, 35).sum(Kind::Int64).int64_value(&[]), 35);
     assert!(part.divergence.narrow(0, 35, 35).min().double_value(&[]) > 0.0);

@@ -14,12 +14,12 @@ const COLUMNS: usize = 12;
 fn sample(rows: usize, columns: usize) -> (Tensor, Inputs) {
     draws::seed(31);
     let columns = columns as i64;
-    let mix = normal(&[columns, columns]) + normal(&[1, columns]) * 0.5;
+    let mix = normal([columns, columns]) + normal([1, columns]) * 0.5;
     let mut inputs = Inputs::new(columns, Device::Cpu);
     for _ in 0..4 {
-        inputs.add(&normal(&[2, 3 * columns, columns]).matmul(&mix));
+        inputs.add(&normal([2, 3 * columns, columns]).matmul(&mix));
     }
-    (normal(&[rows as i64, columns]) * 0.02, inputs)
+    (normal([rows as i64, columns]) * 0.02, inputs)
 }
 
 fn matrix(x: &Tensor) -> Vec<Vec<f64>> {
@@ -116,7 +116,7 @@ fn feedback_makes_up_for_the_rounding() {
 fn unused_inputs_do_no_harm() {
     let (w, _) = sample(ROWS, COLUMNS);
     let mut inputs = Inputs::new(COLUMNS as i64, Device::Cpu);
-    let x = normal(&[40, COLUMNS as i64]);
+    let x = normal([40, COLUMNS as i64]);
     let _ = x.narrow(1, 3, 2).fill_(0.0);
     inputs.add(&x);
     let start = error_feedback(&w, &inputs, Grouping::Row, Scale::Mse).expect("finite");
@@ -171,14 +171,14 @@ fn rounds_only_help() {
 
 #[test]
 fn inputs_are_averaged() {
-    let x = normal(&[7, 4]);
+    let x = normal([7, 4]);
     let mut inputs = Inputs::new(4, Device::Cpu);
     inputs.add(&x.narrow(0, 0, 3));
     inputs.add(&x.narrow(0, 3, 4).reshape([2, 2, 4]));
     let wanted = (x.tr().matmul(&x) * (2.0 / 7.0)).to_kind(Kind::Double);
     assert!(inputs.hessian().allclose(&wanted, 1e-5, 1e-6, false));
     // 2/n·Σ |(W − Q)·x|² is what the errors are.
-    let (w, q) = (normal(&[3, 4]), normal(&[3, 4]));
+    let (w, q) = (normal([3, 4]), normal([3, 4]));
     let off = x.matmul(&(&w - &q).tr());
     let direct = (&off * &off).sum_dim_intlist(0, false, Kind::Double) * (2.0 / 7.0);
     assert!(inputs.errors(&w, &q).allclose(&direct, 1e-5, 1e-6, false));
@@ -202,5 +202,5 @@ fn a_weight_starts_there() {
 fn only_learned_scales_are_set() {
     let (w, _) = sample(4, 16);
     let method = Method { grouping: Grouping::Row, scale: Scale::Twn, deadzone: 0.75, estimator: Estimator::Plain };
-    TernaryWeight::new(w, method, Kind::Float).set_levels(&normal(&[4, 1]));
+    TernaryWeight::new(w, method, Kind::Float).set_levels(&normal([4, 1]));
 }

@@ -25,7 +25,7 @@ const ESTIMATORS: [Estimator; 7] = [
 
 fn weights() -> Tensor {
     draws::seed(11);
-    normal(&[32, 192]) * 0.02 * normal(&[32, 1]).exp()
+    normal([32, 192]) * 0.02 * normal([32, 1]).exp()
 }
 
 #[track_caller]
@@ -108,7 +108,7 @@ fn mse_is_close_to_the_optimum_and_best_of_the_rules() {
 #[test]
 fn a_gaussian_loses_what_is_known() {
     draws::seed(12);
-    let w = normal(&[256, 576]);
+    let w = normal([256, 576]);
     for (rule, error, zero) in [(Scale::AbsMean, 0.262, 0.310), (Scale::Twn, 0.190, 0.450), (Scale::Mse, 0.190, 0.459)]
     {
         let quantized = quantize(&w, Grouping::Tensor, rule, rule.default_deadzone());
@@ -151,7 +151,7 @@ fn send(weight: &TernaryWeight, gradient: &Tensor) {
 
 #[test]
 fn straight_through_passes_the_gradient() {
-    let gradient = normal(&[32, 192]);
+    let gradient = normal([32, 192]);
     let mut weight = TernaryWeight::new(weights(), method(Grouping::Row, Scale::Twn, Estimator::Plain), Kind::Float);
     assert!(weight.gradients().master.is_none(), "nothing was sent yet");
     for lambda in [0.3, 1.0] {
@@ -165,7 +165,7 @@ fn straight_through_passes_the_gradient() {
 
 #[test]
 fn clipping_stops_what_is_far_out() {
-    let (gradient, w) = (normal(&[32, 192]), weights());
+    let (gradient, w) = (normal([32, 192]), weights());
     let clipped = method(Grouping::Tensor, Scale::Twn, Estimator::Clipped { bound: 1.5 });
     let mut weight = TernaryWeight::new(w.copy(), clipped, Kind::Float);
     let outside = w.abs().gt_tensor(&(weight.export().scales * 1.5)).to_kind(Kind::Float);
@@ -191,7 +191,7 @@ fn round_through(x: &Tensor) -> Tensor {
 /// The rules against their papers' forward passes, written with straight-through rounding for autograd.
 #[test]
 fn learned_scales_get_their_papers_gradients() {
-    let (gradient, w, lambda) = (normal(&[32, 192]), weights(), 0.7);
+    let (gradient, w, lambda) = (normal([32, 192]), weights(), 0.7);
     let count = f64::from(32 * 192).sqrt();
     for estimator in LEARNED {
         for grouping in GROUPINGS {
@@ -264,9 +264,9 @@ fn fours_are_not_cut() {
 #[test]
 fn soft_weights_have_their_true_gradient() {
     draws::seed(13);
-    let gradient = normal(&[4, 16]);
+    let gradient = normal([4, 16]);
     // Away from each other, so that a small step keeps the same weights.
-    let w = normal(&[4, 16]);
+    let w = normal([4, 16]);
     for rule in RULES {
         let mut weight = TernaryWeight::new(w.copy(), method(Grouping::Group(16), rule, Estimator::Soft), Kind::Float);
         let blend = Blend { lambda: 0.6, temperature: Some(0.5) };
@@ -308,7 +308,7 @@ fn soft_weights_harden() {
 
 #[test]
 fn dense_weights_follow_their_master() {
-    let master = normal(&[8, 8]);
+    let master = normal([8, 8]);
     for compute in [Kind::Float, Kind::BFloat16] {
         let mut weight = CastWeight::new(master.copy(), compute);
         assert_eq!(*weight.leaf(), master.to_kind(compute));
@@ -325,7 +325,7 @@ fn dense_weights_follow_their_master() {
 #[test]
 fn activations_are_on_a_grid_by_token_and_pass_gradients() {
     draws::seed(14);
-    let x = normal(&[6, 64]) * normal(&[6, 1]).exp();
+    let x = normal([6, 64]) * normal([6, 1]).exp();
     for bits in [8u32, 4] {
         let most = f64::from((1 << (bits - 1)) - 1);
         let steps = activation::quantize(&x, bits) / (x.abs().amax(-1, true) / most);
@@ -346,7 +346,7 @@ fn activations_are_on_a_grid_by_token_and_pass_gradients() {
 #[test]
 fn a_reactivated_deadzone_has_its_gradients() {
     draws::seed(15);
-    let (w, x, gradient) = (weights(), normal(&[5, 192]), normal(&[5, 32]));
+    let (w, x, gradient) = (weights(), normal([5, 192]), normal([5, 32]));
     let mut weight =
         TernaryWeight::new(w.copy(), method(Grouping::Group(64), Scale::Twn, Estimator::Plain), Kind::Float);
     let mut tequila = Reactivation::new(&weight, 0.3, true);
@@ -384,7 +384,7 @@ fn a_bias_is_not_exported() {
 
 #[test]
 fn scales_are_trained_under_codes_that_stay() {
-    let gradient = normal(&[32, 192]);
+    let gradient = normal([32, 192]);
     for grouping in GROUPINGS {
         let first = quantize(&weights(), grouping, Scale::Twn, 0.75);
         let (codes, scales) = (first.codes.to_kind(Kind::Float), first.scales.copy().set_requires_grad(true));

@@ -138,7 +138,7 @@ const PRETRAINED: Knobs = Knobs {
     hard_from: 0.4,
 
     muon: 0.0,                 // search: 0.0 | 0.002 | 0.005 | 0.01
-    learning_rate: 2e-3,       // search: log 2e-4..1e-2
+    learning_rate: 2e-3,       // search: log 5e-5..1e-2
     dense_learning_rate: 1e-4, // search: log 1e-5..1e-3
     scale_learning_rate: 1e-3,
     lr_warmup: 0.05,         // search: 0.0..0.2
