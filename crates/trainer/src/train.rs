@@ -6,10 +6,9 @@
 
 use anyhow::Result;
 use artifact::{Grouping, ProjectionKind};
-use model::{Decoder, Frozen, Linears, Weights};
+use model::{Decoder, Dense, Linears, Weights};
 use tch::{Kind, Tensor};
 use ternary::loss::{Teacher, objective};
-use ternary::muon::{self, Muon};
 use ternary::optim::{AdamW, Group, Options};
 use ternary::quantize::Scale;
 use ternary::schedule::{Decay, Lambda, LearningRate, Temperature, Warmup};
@@ -48,9 +47,7 @@ struct Knobs {
     temperature_last: f64,
     hard_from: f64,
 
-    /// Peak learning rate of the quantized matrices by Muon, which is not of AdamW's order; 0 moves them by AdamW.
-    muon: f64,
-    /// Peak learning rate of the quantized matrices by AdamW.
+    /// Peak learning rate of the quantized matrices.
     learning_rate: f64,
     /// Peak learning rate of embedding, head and norms.
     dense_learning_rate: f64,
@@ -99,7 +96,6 @@ const SCRATCH: Knobs = Knobs {
     temperature_last: 0.1,
     hard_from: 0.4,
 
-    muon: 0.0,                 // search: 0.0 | 0.01 | 0.02 | 0.04
     learning_rate: 1e-3,       // search: log 2e-4..5e-3
     dense_learning_rate: 8e-3, // search: log 1e-3..3e-2
     scale_learning_rate: 1e-3,
@@ -137,7 +133,6 @@ const PRETRAINED: Knobs = Knobs {
     temperature_last: 0.1,
     hard_from: 0.4,
 
-    muon: 0.0,                 // search: 0.0 | 0.002 | 0.005 | 0.01
     learning_rate: 2e-3,       // search: log 5e-5..1e-2
     dense_learning_rate: 1e-4, // search: log 1e-5..1e-3
     scale_learning_rate: 1e-3,
@@ -160,13 +155,9 @@ const PRETRAINED: Knobs = Knobs {
 pub fn train(run: &mut Run) -> Result<Trained> {
     let knobs = if run.is_pretrained() { PRETRAINED } else { SCRATCH };
     let compute = model::ops::preferred_kind(run.device());
-    let weights = run.initial_weights(Kind::Float)?;
-    let mut student = Student::new(&knobs, run, &weights, compute)?;
-    let mut optimizer = Optimizer::new(&knobs, &student, compute);
-    let taught = run.is_pretrained() && knobs.distillation > 0.0;
-    // Before the student moves: its masters are the memory of `weights`.
-    let parent = taught.then(|| Frozen::new(run.config(), &weights, &student.dense, compute)).transpose()?;
-    drop(weights);
+    let mut student = Student::new(&knobs, run, compute)?;
+    let mut optimizer = student.optimizer(&knobs);
+    let parent = (run.is_pretrained() && knobs.distillation > 0.0).then(|| Parent::new(run, compute)).transpose()?;
 
     let lambda = Lambda {
         warmup: knobs.warmup,
@@ -192,20 +183,20 @@ pub fn train(run: &mut Run) -> Result<Trained> {
         let batch = run.batch(knobs.batch, knobs.window)?;
         let targets = batch.targets.reshape([-1]);
         let hidden = student.decoder.hidden(&student.projections, &batch.inputs);
-        let taught = parent.as_ref().map(|parent| (parent.head(), parent.hidden(&batch.inputs)));
-        let teacher = taught.as_ref().map(|(head, hidden)| Teacher {
+        let taught = parent.as_ref().map(|parent| parent.hidden(&batch.inputs));
+        let teacher = parent.as_ref().zip(taught.as_ref()).map(|(parent, hidden)| Teacher {
             hidden,
-            head,
+            head: parent.decoder.head(),
             weight: knobs.distillation,
             temperature: knobs.distillation_temperature,
         });
-        let objective = objective(&hidden, &student.head(), &targets, teacher);
+        let objective = objective(&hidden, student.head.leaf(), &targets, teacher);
         let loss = objective.cross_entropy.shallow_clone();
         objective.backward()?;
 
         // Loss and norm stay on the device; the frame reads them a step later.
-        let norm = optimizer.step(&student, rate)?;
-        let lr = if knobs.muon > 0.0 { knobs.muon } else { knobs.learning_rate } * rate;
+        let norm = optimizer.step(&student.gradients(), rate)?;
+        let lr = knobs.learning_rate * rate;
         let step = Step { lambda: blend.lambda, lr, loss: &loss, gradient_norm: Some(&norm) };
         run.end_step(step, || student.hard_ternary())?;
     }
@@ -233,7 +224,7 @@ struct Student {
     projections: Projections,
     decoder: Decoder,
     /// Embedding, norms and an untied head by name, f32.
-    dense: Weights,
+    dense: Vec<(String, Tensor)>,
     trains_dense: bool,
     /// The output embedding in the type of the products.
     head: CastWeight,
@@ -241,8 +232,9 @@ struct Student {
 }
 
 impl Student {
-    fn new(knobs: &Knobs, run: &Run, weights: &Weights, compute: Kind) -> Result<Self> {
+    fn new(knobs: &Knobs, run: &Run, compute: Kind) -> Result<Self> {
         let config = run.config();
+        let weights = run.initial_weights(Kind::Float)?;
         let method = |columns: usize| Method {
             grouping: match knobs.group_size {
                 0 => Grouping::Row,
@@ -270,14 +262,33 @@ impl Student {
             decoder: Decoder::new(config, &dense, compute)?,
             head: CastWeight::new(dense.get(head_name)?.detach(), compute),
             head_name,
-            dense,
+            dense: dense.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect(),
             trains_dense,
             projections: Projections { blocks, activation_bits: knobs.activation_bits, lambda: 1.0 },
         })
     }
 
-    fn matrices(&self) -> impl Iterator<Item = &TernaryWeight> {
-        self.projections.blocks.iter().flatten()
+    /// Parameters in the order of [`Student::gradients`].
+    fn optimizer(&self, knobs: &Knobs) -> AdamW {
+        let betas = (knobs.beta1, knobs.beta2);
+        let mut optimizer = AdamW::new(Options { betas, epsilon: knobs.epsilon, clip: Some(knobs.clip) });
+        let mut group = |learning_rate, weight_decay| optimizer.group(Group { learning_rate, weight_decay });
+        let matrices = group(knobs.learning_rate, 0.0);
+        let scales = group(knobs.scale_learning_rate, 0.0);
+        let tables = group(knobs.dense_learning_rate, knobs.weight_decay);
+        let norms = group(knobs.dense_learning_rate, 0.0);
+        for weight in self.projections.blocks.iter().flatten() {
+            optimizer.add(matrices, weight.master());
+            if let Some(learned) = weight.scales() {
+                optimizer.add(scales, learned);
+            }
+        }
+        if self.trains_dense {
+            for (_, tensor) in &self.dense {
+                optimizer.add(if tensor.dim() == 1 { norms } else { tables }, tensor);
+            }
+        }
+        optimizer
     }
 
     /// Quantizes every weight once for the coming step.
@@ -288,30 +299,34 @@ impl Student {
         }
         if self.trains_dense {
             self.head.refresh();
-            for (_, tensor) in self.dense.iter() {
-                tensor.shallow_clone().zero_grad();
+            for (_, tensor) in &mut self.dense {
+                tensor.zero_grad();
             }
         }
     }
 
-    /// The output embedding, without a graph where it is not trained: its gradient is a product of V·D that nobody uses.
-    fn head(&self) -> Tensor {
-        let leaf = self.head.leaf();
-        if self.trains_dense { leaf.shallow_clone() } else { leaf.detach() }
-    }
-
-    /// Gradients of the dense tensors that are trained, in their order.
-    fn dense_gradients(&self) -> Vec<Option<Tensor>> {
-        let gradient = |(name, tensor): (&str, &Tensor)| {
-            let own = Some(tensor.grad()).filter(Tensor::defined);
-            let head = (name == self.head_name).then(|| self.head.gradient()).flatten();
-            match (own, head) {
-                // A tied embedding is used at both ends.
-                (Some(own), Some(head)) => Some(own + head),
-                (own, head) => own.or(head),
+    /// Gradients of the step, in the order of [`Student::optimizer`].
+    fn gradients(&self) -> Vec<Option<Tensor>> {
+        let mut all = Vec::new();
+        for weight in self.projections.blocks.iter().flatten() {
+            let gradients = weight.gradients();
+            all.push(gradients.master);
+            if weight.scales().is_some() {
+                all.push(gradients.scales);
             }
-        };
-        self.dense.iter().filter(|_| self.trains_dense).map(gradient).collect()
+        }
+        if self.trains_dense {
+            for (name, tensor) in &self.dense {
+                let own = Some(tensor.grad()).filter(Tensor::defined);
+                let head = (name == self.head_name).then(|| self.head.gradient()).flatten();
+                all.push(match (own, head) {
+                    // A tied embedding is used at both ends.
+                    (Some(own), Some(head)) => Some(own + head),
+                    (own, head) => own.or(head),
+                });
+            }
+        }
+        all
     }
 
     /// The model as it is exported.
@@ -328,56 +343,30 @@ impl Student {
                 });
             }
         }
-        let dense = self.dense.iter().filter(|_| self.trains_dense);
+        let dense = if self.trains_dense { self.dense.iter() } else { [].iter() };
         Ok(Trained {
             activation_bits: self.projections.activation_bits,
             ternary,
-            dense: dense.map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect(),
+            dense: dense.map(|(name, tensor)| (name.clone(), tensor.detach())).collect(),
         })
     }
 }
 
-/// Muon or AdamW for the quantized matrices, AdamW for the rest.
-struct Optimizer {
-    muon: Option<Muon>,
-    adamw: AdamW,
+/// The full-precision parent, frozen.
+struct Parent {
+    decoder: Decoder,
+    projections: Dense,
 }
 
-impl Optimizer {
-    /// AdamW's parameters: masters that Muon does not move, learned scales, dense tensors.
-    fn new(knobs: &Knobs, student: &Student, compute: Kind) -> Self {
-        let betas = (knobs.beta1, knobs.beta2);
-        let mut adamw = AdamW::new(Options { betas, epsilon: knobs.epsilon, clip: Some(knobs.clip) });
-        let mut group = |learning_rate, weight_decay| adamw.group(Group { learning_rate, weight_decay });
-        let masters = group(knobs.learning_rate, 0.0);
-        let scales = group(knobs.scale_learning_rate, 0.0);
-        let tables = group(knobs.dense_learning_rate, knobs.weight_decay);
-        let norms = group(knobs.dense_learning_rate, 0.0);
-        let mut muon = (knobs.muon > 0.0).then(|| Muon::new(muon::Options::new(compute)));
-        for weight in student.matrices() {
-            match &mut muon {
-                Some(muon) => muon.add(Group { learning_rate: knobs.muon, weight_decay: 0.0 }, weight.master()),
-                None => adamw.add(masters, weight.master()),
-            }
-        }
-        student.matrices().filter_map(TernaryWeight::scales).for_each(|learned| adamw.add(scales, learned));
-        for (_, tensor) in student.dense.iter().filter(|_| student.trains_dense) {
-            adamw.add(if tensor.dim() == 1 { norms } else { tables }, tensor);
-        }
-        Self { muon, adamw }
+impl Parent {
+    fn new(run: &Run, compute: Kind) -> Result<Self> {
+        let weights = run.initial_weights(compute)?;
+        let projections = Dense::new(run.config(), &weights, compute)?;
+        Ok(Self { decoder: Decoder::new(run.config(), &weights, compute)?, projections })
     }
 
-    /// Moves everything; the global norm of AdamW's gradients, before clipping.
-    fn step(&mut self, student: &Student, rate: f64) -> Result<Tensor> {
-        let gradients = student.matrices().map(TernaryWeight::gradients);
-        let (mut masters, scales): (Vec<_>, Vec<_>) = gradients.map(|all| (all.master, all.scales)).unzip();
-        if let Some(muon) = &mut self.muon {
-            muon.step(&masters, rate);
-            masters.clear();
-        }
-        let learned = student.matrices().zip(scales).filter(|(weight, _)| weight.scales().is_some());
-        masters.extend(learned.map(|(_, gradient)| gradient));
-        masters.extend(student.dense_gradients());
-        Ok(self.adamw.step(&masters, rate)?)
+    /// Hidden states (B·T, D).
+    fn hidden(&self, ids: &Tensor) -> Tensor {
+        tch::no_grad(|| self.decoder.hidden(&self.projections, ids))
     }
 }

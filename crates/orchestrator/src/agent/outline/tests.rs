@@ -265,7 +265,7 @@ fn of_this_repository() {
     {
         assert!(named.contains(used), "{used} is missing");
     }
-    assert!(signatures.contains("## ternary::muon\n") && !named.contains("## ternary::muon\n"));
+    assert!(signatures.contains("## ternary::tequila\n") && !named.contains("## ternary::tequila\n"));
     assert!(!signatures.contains("///") && of(Detail::Nothing).is_empty());
 }
 
