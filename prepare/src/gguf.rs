@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -74,6 +75,13 @@ impl TensorInfo {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Where the data lies in the file when its elements are of `kind`, whose blocks never span two rows; `None` when a
+    /// row is no whole number of blocks or the sizes overflow.
+    fn range(&self, kind: GgmlType) -> Option<Range<usize>> {
+        kind.bytes(self.shape.last().copied().unwrap_or(1))?;
+        Some(self.start..self.start.checked_add(kind.bytes(self.elements())?)?)
+    }
 }
 
 /// An opened GGUF file. Tensor data stays in the file until it is asked for.
@@ -89,6 +97,10 @@ const MAX_DIMENSIONS: u32 = 4;
 
 fn malformed(message: impl Into<String>) -> GgufError {
     GgufError::Malformed(message.into())
+}
+
+fn misfit(name: &str) -> GgufError {
+    malformed(format!("tensor `{name}` does not fit into the file, or its rows are no whole blocks"))
 }
 
 impl Gguf {
@@ -173,21 +185,24 @@ impl Gguf {
         self.tensors.get(name).ok_or_else(|| GgufError::MissingTensor(name.into()))
     }
 
-    /// A tensor's values, row-major.
+    /// How a tensor's elements are encoded, and its bytes: whole blocks, row-major.
     ///
     /// # Errors
     /// When there is none of this name, or its type cannot be decoded.
-    pub fn values(&self, name: &str) -> Result<Vec<f32>, GgufError> {
+    pub fn data(&self, name: &str) -> Result<(GgmlType, &[u8]), GgufError> {
         let info = self.info(name)?;
         let kind = GgmlType::from_id(info.type_id)
             .ok_or_else(|| GgufError::UnsupportedType { name: name.into(), id: info.type_id })?;
-        let row = info.shape.last().copied().unwrap_or(1);
-        let data = kind
-            .bytes(row)
-            .and_then(|_| kind.bytes(info.elements()))
-            .and_then(|bytes| self.map.get(info.start..info.start.checked_add(bytes)?))
-            .ok_or_else(|| malformed(format!("tensor `{name}` does not fit into the file")))?;
-        Ok(kind.dequantize(data))
+        let data = info.range(kind).and_then(|range| self.map.get(range)).ok_or_else(|| misfit(name))?;
+        Ok((kind, data))
+    }
+
+    /// A tensor's values, row-major.
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub fn values(&self, name: &str) -> Result<Vec<f32>, GgufError> {
+        self.data(name).map(|(kind, data)| kind.dequantize(data))
     }
 }
 
@@ -249,14 +264,11 @@ fn parse(bytes: &[u8]) -> Result<Parsed, GgufError> {
             .checked_add(data)
             .ok_or_else(|| malformed(format!("the offset of tensor `{name}` overflows")))?;
         let fits = match GgmlType::from_id(info.type_id) {
-            Some(kind) => kind
-                .bytes(info.elements())
-                .and_then(|size| size.checked_add(info.start))
-                .is_some_and(|end| end <= bytes.len()),
+            Some(kind) => info.range(kind).is_some_and(|range| range.end <= bytes.len()),
             None => info.start <= bytes.len(),
         };
         if !fits {
-            return Err(malformed(format!("tensor `{name}` does not fit into the file")));
+            return Err(misfit(name));
         }
     }
     Ok((metadata, tensors))

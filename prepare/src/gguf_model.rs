@@ -7,6 +7,7 @@ use artifact::config::RopeScaling;
 use artifact::{Architecture, ModelConfig};
 use safetensors::{Dtype, View};
 
+use crate::dequant::GgmlType;
 use crate::gguf::{Gguf, Value};
 
 /// The model's shape.
@@ -136,17 +137,14 @@ pub fn tensors<'a>(gguf: &'a Gguf, config: &ModelConfig) -> Result<Vec<(String, 
         let source = gguf_name(&name).with_context(|| format!("no GGUF name for {name}"))?;
         let info = gguf.info(&source)?;
         ensure!(info.shape == shape, "tensor `{source}` has shape {:?} where the metadata says {shape:?}", info.shape);
-        ensure!(
-            crate::dequant::GgmlType::from_id(info.type_id).is_some(),
-            crate::gguf::GgufError::UnsupportedType { name: source.clone(), id: info.type_id }
-        );
+        let (kind, data) = gguf.data(&source)?;
         // Only the llama converter permutes q and k; qwen3 keeps the half-split order.
         let heads = match (config.architecture, name.rsplit('.').nth(1)) {
             (Architecture::Llama, Some("q_proj")) => Some(config.num_attention_heads),
             (Architecture::Llama, Some("k_proj")) => Some(config.num_key_value_heads),
             _ => None,
         };
-        out.push((name, GgufTensor { gguf, source, shape, heads }));
+        out.push((name, GgufTensor { kind, data, shape, heads }));
     }
     let known = out.len() + usize::from(gguf.info("rope_freqs.weight").is_ok());
     ensure!(
@@ -160,8 +158,8 @@ pub fn tensors<'a>(gguf: &'a Gguf, config: &ModelConfig) -> Result<Vec<(String, 
 /// One tensor of a GGUF file, to be written as f32 under Hugging Face's layout.
 #[derive(Debug)]
 pub struct GgufTensor<'a> {
-    gguf: &'a Gguf,
-    source: String,
+    kind: GgmlType,
+    data: &'a [u8],
     shape: Vec<usize>,
     /// Heads whose rows are interleaved for GGUF's rotary order.
     heads: Option<usize>,
@@ -175,8 +173,7 @@ impl View for GgufTensor<'_> {
         &self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        // Shape, type and bounds were checked when the list was made, so this only fails when the file shrank.
-        let mut values = self.gguf.values(&self.source).unwrap_or_default();
+        let mut values = self.kind.dequantize(self.data);
         if let Some(heads) = self.heads {
             values = unpermute(&values, heads, self.shape[0], self.shape[1]);
         }

@@ -132,6 +132,18 @@ fn lengths_are_checked_before_anything_is_allocated() {
     assert!(matches!(Gguf::open(Path::new("/nonexistent.gguf")), Err(GgufError::Read { .. })));
 }
 
+#[test]
+fn a_row_of_broken_blocks_is_refused() {
+    // As Q6_K, rows of 64 values share blocks of 256, though the 96 rows together are whole blocks.
+    let mut bytes = tiny_llama().0.bytes();
+    let name = b"blk.0.ffn_gate.weight";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    let kind = at + name.len() + 4 + 2 * 8;
+    assert_eq!(bytes[kind..kind + 4], [0; 4], "the type of elements, F32");
+    bytes[kind] = 14;
+    assert!(open(&bytes).unwrap_err().to_string().contains("ffn_gate.weight"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
