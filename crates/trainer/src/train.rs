@@ -79,8 +79,8 @@ struct Knobs {
 
 /// Campaigns from random initial weights.
 const SCRATCH: Knobs = Knobs {
-    batch: 8,    // search: 4 | 8 | 16 | 32
-    window: 128, // search: 32 | 64 | 128 | 256
+    batch: 16,  // search: 4 | 8 | 16 | 32
+    window: 64, // search: 32 | 64 | 128 | 256
 
     group_size: 128,             // search: 64 | 128 | 256
     scale: Scale::Twn,           // search: AbsMean | Twn | Mse
@@ -97,15 +97,15 @@ const SCRATCH: Knobs = Knobs {
     hard_from: 0.4,
 
     learning_rate: 1e-3,       // search: log 2e-4..5e-3
-    dense_learning_rate: 8e-3, // search: log 1e-3..3e-2
+    dense_learning_rate: 1e-2, // search: log 1e-3..3e-2
     scale_learning_rate: 1e-3,
-    lr_warmup: 0.02,         // search: 0.0..0.1
+    lr_warmup: 0.15,         // search: 0.0..0.3
     lr_decay: Decay::Linear, // search: Linear | Cosine | Wsd
     lr_cooldown: 0.3,
-    lr_last: 0.05, // search: 0.0..0.2
+    lr_last: 0.0, // search: 0.0..0.2
 
-    beta1: 0.9,
-    beta2: 0.95, // search: 0.9..0.99
+    beta1: 0.7,  // search: 0.4..0.95
+    beta2: 0.99, // search: 0.9..0.999
     epsilon: 1e-8,
     weight_decay: 0.01, // search: log 1e-3..3e-1
     clip: 1.0,          // search: log 0.3..10.0
