@@ -139,10 +139,10 @@ const PRETRAINED: Knobs = Knobs {
     lr_warmup: 0.05,         // search: 0.0..0.2
     lr_decay: Decay::Linear, // search: Linear | Cosine | Wsd
     lr_cooldown: 0.3,
-    lr_last: 0.05, // search: 0.0..0.2
+    lr_last: 0.0, // search: 0.0..0.2
 
-    beta1: 0.9,
-    beta2: 0.95, // search: 0.9..0.999
+    beta1: 0.7,  // search: 0.4..0.95
+    beta2: 0.99, // search: 0.9..0.999
     epsilon: 1e-8,
     weight_decay: 0.0, // search: 0.0..0.1
     clip: 1.0,         // search: log 0.3..10.0
