@@ -20,6 +20,8 @@ const INVALID: i32 = 4;
 /// It reads text of a fixed size; longer than this it hangs.
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 const GRACE: Duration = Duration::from_secs(5);
+/// How often it is started before what it broke down on is looked into.
+const ATTEMPTS: usize = 2;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +77,35 @@ impl Figures {
 }
 
 impl Search<'_> {
-    /// Measures once; the figures also stay as a file beside what was measured.
+    /// Measures; the figures also stay as a file beside what was measured. Where the evaluator breaks down, it tries
+    /// again, and then measures the incumbent: if that works, the artifact is to blame, and else this machine is.
     pub(super) fn evaluate(&self, subject: Subject, part: Part) -> Result<Evaluation, Broken> {
+        let mut broke = String::new();
+        for _ in 0..ATTEMPTS {
+            match self.evaluate_once(subject, part)? {
+                Ok(evaluation) => return Ok(evaluation),
+                Err(how) => broke = how,
+            }
+            tracing::warn!(?subject, how = broke, "the evaluator broke down");
+        }
+        let incumbent = self.state.incumbent().map(|row| Subject::Run(Run::Experiment(row.experiment)));
+        let control = incumbent.filter(|incumbent| *incumbent != subject);
+        if let Some(control) = control
+            && self.evaluate_once(control, part)?.is_ok()
+        {
+            let reason = format!("the evaluator {broke}, though it measures the incumbent");
+            return Err(Broken::Failed(Status::Invalid, reason));
+        }
+        Err(anyhow!(
+            "the evaluator {broke}, which is no recipe's fault. Its output is in {}; run again and the experiment \
+             continues from here",
+            self.evaluation_folder(subject).display()
+        )
+        .into())
+    }
+
+    /// The figures, or how the evaluator broke down.
+    fn evaluate_once(&self, subject: Subject, part: Part) -> Result<Result<Evaluation, String>, Broken> {
         self.check_pins()?;
         let part_name = match part {
             Part::Train => "train",
@@ -84,9 +113,10 @@ impl Search<'_> {
             Part::Select => "select",
             Part::Report => "report",
         };
-        let (folder, what, stem) = match subject {
-            Subject::Run(run) => (self.layout.folder(run), run.to_string(), "eval"),
-            Subject::Base => (self.layout.run().join("floor"), "full-precision parent".into(), "floor"),
+        let folder = self.evaluation_folder(subject);
+        let (what, stem) = match subject {
+            Subject::Run(run) => (run.to_string(), "eval"),
+            Subject::Base => ("full-precision parent".into(), "floor"),
         };
         let stem = if part == Part::Select { stem.to_owned() } else { format!("{stem}-{part_name}") };
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -111,37 +141,46 @@ impl Search<'_> {
         let confined = self.sandboxed().then(|| self.confine_evaluation(artifact, &folder)).transpose()?;
         task = self.machine(task).env("TMPDIR", &folder).confined(confined);
         let bar = self.printer.spinner(format!("{what} evaluating on {part_name}"));
-        let finished = self.runner.run(&task, |elapsed| bar.tick(elapsed))?;
+        let finished = self.runner.run(&task, |progress| bar.tick(progress.elapsed))?;
         drop(bar);
         let figures = || -> anyhow::Result<Figures> {
             let bytes = std::fs::read(&out).with_context(|| format!("the evaluator left no {}", out.display()))?;
             serde_json::from_slice(&bytes).with_context(|| format!("cannot read {}", out.display()))
         };
-        match finished.end {
-            End::Exited(0) => {
-                let Some(evaluation) = figures()?.evaluation(part) else {
-                    return Err(Broken::Failed(Status::Invalid, "its loss is not a number".into()));
-                };
-                Ok(evaluation)
-            }
+        let said = || child::last_lines(&log, 6);
+        let broke = match finished.end {
+            End::Exited(0) => match figures()?.evaluation(part) {
+                Some(evaluation) => return Ok(Ok(evaluation)),
+                None => return Err(Broken::Failed(Status::Invalid, "its loss is not a number".into())),
+            },
             End::Exited(INVALID) => {
                 let reason = figures().ok().and_then(|f| f.invalid);
-                Err(Broken::Failed(Status::Invalid, reason.unwrap_or_else(|| child::last_lines(&log, 1))))
+                return Err(Broken::Failed(Status::Invalid, reason.unwrap_or_else(|| child::last_lines(&log, 1))));
             }
-            End::Interrupted => Err(Broken::Interrupted("evaluating")),
-            // Its own way of saying that it could not measure at all, which is not the candidate's fault.
-            End::Exited(code) if code == 1 || code == i32::from(sandbox::FAILED) => Err(anyhow!(
-                "the evaluator could not measure {what}; its output is in {}:\n{}\nafter mending that, run again: \
-                 the experiment goes on from here",
-                log.display(),
-                child::last_lines(&log, 6)
-            )
-            .into()),
-            End::Exited(code) => Err(Broken::Failed(Status::Crash, format!("evaluation failed with code {code}"))),
-            End::Killed(signal) => {
-                Err(Broken::Failed(Status::Crash, format!("evaluation was killed by signal {signal}")))
+            End::Interrupted => return Err(Broken::Interrupted("evaluating")),
+            // Its own way of saying that it could not measure at all.
+            End::Exited(code) if code == 1 || code == i32::from(sandbox::FAILED) => {
+                return Err(anyhow!(
+                    "the evaluator could not measure {what}; its output is in {}:\n{}\nfix that and run again: the \
+                     experiment continues from here",
+                    log.display(),
+                    said()
+                )
+                .into());
             }
-            End::TimedOut | End::Overflowed => Err(Broken::Failed(Status::Timeout, "evaluation took too long".into())),
+            End::Exited(code) => format!("failed with code {code}: {}", child::last_lines(&log, 1)),
+            End::Killed(signal) => format!("was killed by signal {signal}"),
+            End::TimedOut => format!("took longer than {} h", LIMIT.as_secs() / 3600),
+            End::Overflowed => "wrote more than it may".into(),
+        };
+        Ok(Err(broke))
+    }
+
+    /// Where a measurement is written down.
+    fn evaluation_folder(&self, subject: Subject) -> PathBuf {
+        match subject {
+            Subject::Run(run) => self.layout.folder(run),
+            Subject::Base => self.layout.run().join("floor"),
         }
     }
 
