@@ -32,6 +32,9 @@ pub enum Check {
     Deny,
     /// Every test.
     Test,
+    /// On Linux, what depends on the user's rights once more: as an ordinary user where root runs this, and as root
+    /// otherwise.
+    OtherUser,
 }
 
 impl Check {
@@ -66,6 +69,7 @@ impl Check {
                 cargo(root).args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"]),
                 "the failing tests are listed above",
             ),
+            Self::OtherUser => other_user(root),
         }
     }
 }
@@ -103,6 +107,36 @@ fn succeed(command: &mut Command, advice: &str) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {:?}", command.get_program()))?;
     if !status.success() {
         bail!("{status}: {advice}");
+    }
+    Ok(())
+}
+
+/// The tests that start programs in the sandbox, in a user namespace in which this user is another one: ordinary users have
+/// no capabilities there, and root has all that the namespace gives.
+fn other_user(root: &Path) -> Result<()> {
+    if !cfg!(target_os = "linux") {
+        println!("skipped: Linux alone has user namespaces");
+        return Ok(());
+    }
+    let user = Command::new("id").arg("-u").output().context("cannot start id")?;
+    let as_other = match user.stdout.trim_ascii() {
+        b"0" => ["--map-user=1000", "--map-group=1000"],
+        _ => ["--map-user=0", "--map-group=0"],
+    };
+    let unshare = |program: &Command| {
+        let mut unshare = Command::new("unshare");
+        unshare.arg("--user").args(as_other).arg("--").arg(program.get_program()).current_dir(root);
+        unshare
+    };
+    if !unshare(&Command::new("true")).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        println!("NOT CHECKED: this machine has no user namespaces");
+        return Ok(());
+    }
+    let tests = [["--package", "orchestrator"].as_slice(), &["--package", "trainer", "--test", "loop"]];
+    for selected in tests {
+        let mut command = unshare(&cargo(root));
+        command.args(["test", "--release", "--locked", "--no-fail-fast"]).args(selected);
+        succeed(&mut command, "these tests passed as the user who runs this, and fail as another")?;
     }
     Ok(())
 }
