@@ -35,6 +35,9 @@ pub struct Campaign {
     /// Whether candidates are built and run in the sandbox.
     #[serde(default)]
     pub sandbox: Sandbox,
+    /// What a build and a training run may read besides what every system has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sandbox_read: Vec<PathBuf>,
     /// Where the model comes from: `[model]`.
     pub model: Model,
     /// Where the text comes from and how it is split: `[data]`.

@@ -356,6 +356,7 @@ fn the_documented_file_shows_every_key_with_its_default() {
         let key = line.split(" =").next().unwrap_or_default();
         let optional = [
             "sandbox",
+            "sandbox_read",
             "decontaminate",
             "warmup_steps",
             "grace_seconds",

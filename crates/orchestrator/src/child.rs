@@ -8,12 +8,15 @@
 mod interrupts;
 mod lifeline;
 mod output;
+mod scratch;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -70,6 +73,11 @@ pub struct Confined {
     pub report: PathBuf,
     /// A folder that may not grow beyond so many bytes; no limit of the system's says so.
     pub watched: Option<(PathBuf, u64)>,
+    /// Files of its scratch folders that stay when it has ended, and the most bytes of each. They are copied, with a mode
+    /// of our own; everything else in those folders goes.
+    pub keep: Vec<(PathBuf, u64)>,
+    /// Whether it must not start in a sandbox that is not complete.
+    pub complete: bool,
 }
 
 impl Task {
@@ -138,8 +146,17 @@ pub enum End {
     Interrupted,
 }
 
-/// A command that is over.
+/// A command that runs.
 #[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// Since its start.
+    pub elapsed: Duration,
+    /// Where its first scratch folder can be read from outside; nothing in it is to be trusted.
+    pub scratch: Option<&'a Path>,
+}
+
+/// A command that is over.
+#[derive(Debug, Clone)]
 pub struct Finished {
     /// How it ended.
     pub end: End,
@@ -147,6 +164,20 @@ pub struct Finished {
     pub elapsed: Duration,
     /// Peak resident bytes of the largest process among the leader and the children it waited for (`wait4`).
     pub memory: u64,
+    /// Processor time of the leader and of every process that it or its children waited for.
+    pub processor: Duration,
+    /// Most bytes that its scratch folders held at the end.
+    pub disk: u64,
+    /// Files to keep that could not be kept, and why.
+    pub refused: Vec<String>,
+}
+
+impl Finished {
+    /// Of a command that was not started.
+    fn interrupted() -> Self {
+        let (elapsed, processor) = (Duration::ZERO, Duration::ZERO);
+        Self { end: End::Interrupted, elapsed, memory: 0, processor, disk: 0, refused: Vec::new() }
+    }
 }
 
 pub(crate) enum Event {
@@ -189,13 +220,13 @@ impl Runner {
         self.interrupts.count() > 0
     }
 
-    /// Runs a command to its end; `tick` is told how long it has run, about twice a second.
+    /// Runs a command to its end; `tick` is told how far it is, about twice a second.
     ///
     /// # Errors
     /// When it could not be started, or does not disappear after SIGKILL.
-    pub fn run(&self, task: &Task, mut tick: impl FnMut(Duration)) -> Result<Finished> {
+    pub fn run(&self, task: &Task, mut tick: impl FnMut(Progress)) -> Result<Finished> {
         if self.interrupted() {
-            return Ok(Finished { end: End::Interrupted, elapsed: Duration::ZERO, memory: 0 });
+            return Ok(Finished::interrupted());
         }
         let program = Path::new(&task.program);
         if program.is_absolute() && !program.is_file() {
@@ -210,11 +241,12 @@ impl Runner {
             }
             None => (writer.try_clone().context("cannot share a pipe")?, None),
         };
-        let (mut command, line) = gate(task)?;
+        let (mut command, request) = gate(task)?;
+        let (gate, theirs) = UnixStream::pair().context("cannot make a pair of sockets")?;
         command
             .envs(task.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(&task.folder)
-            .stdin(Stdio::piped())
+            .stdin(OwnedFd::from(theirs))
             .stdout(writer)
             .stderr(errors)
             .process_group(0);
@@ -228,9 +260,13 @@ impl Runner {
         let pid = Pid::from_child(&child);
         self.interrupts.subscribe(pid, sender.clone());
         self.lifeline.hold(Some(pid))?;
-        if let Some(mut gate) = child.stdin.take() {
-            gate.write_all(&line).context("the command ended before it began")?;
-        }
+        let opened = match &request {
+            Some(request) => sandbox::hand_over(&gate, request),
+            None => (&gate).write_all(b"\n").map(|()| Vec::new()),
+        };
+        let scratch = scratch::Handles(opened.context("the command ended before it began")?);
+        drop(gate);
+        let visible = scratch.visible();
         tracing::debug!(program = %program.display(), pid = pid.as_raw_nonzero().get(), "started");
         hold::at("program-started");
         std::thread::spawn(move || {
@@ -263,7 +299,9 @@ impl Runner {
                     phase = Phase::Killed(End::Overflowed);
                     deadline = Instant::now() + UNKILLABLE;
                 }
-                (Err(RecvTimeoutError::Timeout), _) if Instant::now() < deadline => tick(started.elapsed()),
+                (Err(RecvTimeoutError::Timeout), _) if Instant::now() < deadline => {
+                    tick(Progress { elapsed: started.elapsed(), scratch: visible.as_deref() });
+                }
                 (Err(RecvTimeoutError::Timeout), Phase::Running) => {
                     signal(pid, Signal::TERM);
                     phase = Phase::Terminating(End::TimedOut);
@@ -293,24 +331,32 @@ impl Runner {
         }
         let end = match phase {
             Phase::Running => match (used.status.code(), used.status.signal()) {
+                (Some(0), _) => End::Exited(0),
+                _ if scratch.is_full() => End::Overflowed,
                 (Some(code), _) => End::Exited(code),
                 (None, signal) => End::Killed(signal.unwrap_or_default()),
             },
             Phase::Terminating(end) | Phase::Killed(end) => end,
         };
-        tracing::debug!(?end, ?elapsed, memory = used.rusage.maxrss, "ended");
-        Ok(Finished { end, elapsed, memory: used.rusage.maxrss })
+        let disk = scratch.bytes();
+        let refused = match &task.confined {
+            Some(confined) => scratch.collect(confined)?,
+            None => Vec::new(),
+        };
+        let processor = used.rusage.utime + used.rusage.stime;
+        tracing::debug!(?end, ?elapsed, ?processor, memory = used.rusage.maxrss, disk, ?refused, "ended");
+        Ok(Finished { end, elapsed, memory: used.rusage.maxrss, processor, disk, refused })
     }
 }
 
 /// What is started in the command's place, and what it waits for on its input before it becomes the command: so nothing
 /// of that runs before the lifeline knows its group.
-fn gate(task: &Task) -> Result<(Command, Vec<u8>)> {
+fn gate(task: &Task) -> Result<(Command, Option<Request>)> {
     let Some(confined) = &task.confined else {
         let mut command = secrets::command("/bin/sh");
         let input = task.input.as_deref().unwrap_or(Path::new("/dev/null"));
         command.args(["-c", "read -r _ && exec \"$@\" <\"$0\""]).arg(input).arg(&task.program).args(&task.arguments);
-        return Ok((command, b"\n".to_vec()));
+        return Ok((command, None));
     };
     let request = Request {
         program: task.program.clone(),
@@ -318,6 +364,7 @@ fn gate(task: &Task) -> Result<(Command, Vec<u8>)> {
         input: task.input.clone(),
         policy: confined.policy.clone(),
         report: Some(confined.report.clone()),
+        complete: confined.complete,
     };
     // The file may have been built anew since this process started; the link is to what runs.
     let stage = if cfg!(target_os = "linux") {
@@ -336,7 +383,7 @@ fn gate(task: &Task) -> Result<(Command, Vec<u8>)> {
             command.env(name, value);
         }
     }
-    Ok((command, serde_json::to_vec(&request)?))
+    Ok((command, Some(request)))
 }
 
 /// Signals a whole group; a group that is gone already is fine. A stopped group is woken to see it.

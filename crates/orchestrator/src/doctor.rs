@@ -1,11 +1,12 @@
 //! `doctor`: whether this machine has what a search needs, and what of the sandbox it can enforce.
 
-use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use sandbox::{Enforced, Limits, Policy, Request};
+use sandbox::{Enforced, Limits, Policy, Request, Scratch};
 use serde::Serialize;
 
 use crate::secrets;
@@ -101,7 +102,9 @@ fn sandbox_here() -> Result<String> {
 /// # Errors
 /// When it cannot be entered at all.
 pub fn probe() -> Result<Enforced> {
-    let report = std::env::temp_dir().join(format!("ternary-autoresearch-{}.json", std::process::id()));
+    let folder = tempfile::tempdir().context("cannot make a temporary folder; TMPDIR says where")?;
+    let (report, scratch) = (folder.path().join("report.json"), folder.path().join("scratch"));
+    std::fs::create_dir(&scratch)?;
     let system = ["/usr", "/bin", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/proc", "/System"];
     let request = Request {
         program: "true".into(),
@@ -111,23 +114,23 @@ pub fn probe() -> Result<Enforced> {
             read: system.iter().map(PathBuf::from).collect(),
             devices: vec!["/dev/null".into()],
             limits: Limits { processes: Some(16), memory_bytes: Some(1 << 30), ..Limits::default() },
+            scratch: vec![Scratch { folder: scratch, bytes: 1 << 20, over: true }],
             ..Policy::default()
         },
         report: Some(report.clone()),
+        complete: false,
     };
-    let mut child = secrets::command(std::env::current_exe()?)
+    let (ours, theirs) = UnixStream::pair()?;
+    let child = secrets::command(std::env::current_exe()?)
         .arg(sandbox::STAGE)
-        .stdin(Stdio::piped())
+        .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let mut pipe = child.stdin.take().context("no pipe")?;
-    pipe.write_all(&serde_json::to_vec(&request)?)?;
-    drop(pipe);
+    drop(sandbox::hand_over(&ours, &request)?);
     let output = child.wait_with_output()?;
     sandbox::clean();
     let said = std::fs::read(&report);
-    let _ = std::fs::remove_file(&report);
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(serde_json::from_slice(&said.context("the sandbox left no report")?)?)
 }

@@ -21,6 +21,7 @@ use git2::Oid;
 use crate::agent::{self, Trial};
 use crate::clock;
 use crate::error::Failure;
+use crate::files;
 use crate::hold;
 use crate::knobs;
 use crate::layout::Run;
@@ -109,6 +110,7 @@ impl Search<'_> {
                 Some(built) => self.fetch_built(run, built)?,
                 None => self.build(run, &flight.proposed)?,
             };
+            self.check_new(&flight.proposed, &built)?;
             let trainer = Trainer { path: self.trainer(run), sha256: built.trainer_sha256.clone() };
             if flight.proposed.cost.is_some() {
                 built.rehearsed = self.rehearse(run, &trainer, &flight.proposed)?;
@@ -150,6 +152,17 @@ impl Search<'_> {
             };
             return Ok(self.end(status, reason, Some(measured), Some(comparison))?);
         }
+    }
+
+    /// Refuses a trainer that another recipe was compiled to: there is nothing new to measure, or it was not compiled.
+    fn check_new(&self, proposed: &Proposed, built: &Built) -> Result<(), Broken> {
+        let same = self.state.trainers.iter().find(|(experiment, sha256)| {
+            let other = self.state.proposals.get(experiment);
+            **sha256 == built.trainer_sha256 && other.is_some_and(|other| other.recipe != proposed.recipe)
+        });
+        let Some((experiment, _)) = same else { return Ok(()) };
+        let reason = format!("it compiles to the same program as #{experiment}: nothing that runs was changed");
+        Err(Broken::Failed(Status::Invalid, reason))
     }
 
     /// What the runs so far say of the candidate in flight.
@@ -216,9 +229,7 @@ impl Search<'_> {
     /// Makes an empty folder for a run.
     fn empty(&self, run: Run) -> Result<(), Failure> {
         let (folder, out) = (self.layout.folder(run), self.layout.out(run));
-        if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
-        }
+        self.clear_away(&folder)?;
         fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
         Ok(())
     }
@@ -226,8 +237,18 @@ impl Search<'_> {
     /// Empties what a run's trainer may write.
     fn empty_out(&self, run: Run) -> Result<(), Failure> {
         let out = self.layout.out(run);
-        fs::remove_dir_all(&out).with_context(|| format!("cannot empty {}", out.display()))?;
+        self.clear_away(&out)?;
         fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+        Ok(())
+    }
+
+    /// Removes what an earlier run left, or moves it aside.
+    fn clear_away(&self, path: &Path) -> Result<(), Failure> {
+        let aside = self.layout.run().join("aside");
+        let left = files::clear_away(path, &aside).with_context(|| format!("cannot empty {}", path.display()))?;
+        if let Some(left) = left {
+            self.printer.line(&format!("cannot remove {}; it was moved to {}", path.display(), left.display()));
+        }
         Ok(())
     }
 
@@ -508,13 +529,8 @@ impl Search<'_> {
 
 /// Removes a file or folder; the search does not depend on it.
 fn remove(path: &Path) {
-    let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match removed {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = %e, "cannot remove a superfluous file");
-        }
-        _ => {}
+    if let Err(e) = files::remove_tree(path) {
+        tracing::warn!(path = %path.display(), error = %e, "cannot remove a superfluous file");
     }
 }
 

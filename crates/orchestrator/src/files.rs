@@ -2,13 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use sha2::{Digest, Sha256};
 
 use crate::hold;
+
+/// Mode of a program.
+const PROGRAM: u32 = 0o755;
 
 /// Replaces a file as a whole: a temporary file beside it, synced, then renamed, then the folder synced.
 /// One writer at a time, so what a killed one left is overwritten by the next.
@@ -25,13 +29,14 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     sync_folder(path)
 }
 
-/// Copies a file as a whole, mode included, and returns the sha256 of what was copied.
+/// Copies a program as a whole and returns the sha256 of what was copied.
 ///
 /// # Errors
 /// When the source cannot be read or the target cannot be written.
 pub fn copy(from: &Path, to: &Path) -> io::Result<String> {
     let temporary = temporary(to);
     fs::copy(from, &temporary)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(PROGRAM))?;
     File::open(&temporary)?.sync_all()?;
     let hash = sha256(&temporary)?;
     fs::rename(&temporary, to)?;
@@ -59,21 +64,130 @@ pub fn open_untrusted(path: &Path) -> io::Result<File> {
 /// # Errors
 /// As [`open_untrusted`].
 pub fn open_untrusted_below(folder: &Path, file: &Path) -> io::Result<File> {
-    let step = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut at = rustix::fs::open(folder, step, Mode::empty())?;
+    open_untrusted_at(rustix::fs::open(folder, FOLDER, Mode::empty())?, file)
+}
+
+/// The same below an open folder.
+///
+/// # Errors
+/// As [`open_untrusted`].
+pub fn open_untrusted_at(folder: impl AsFd, file: &Path) -> io::Result<File> {
+    let mut at = folder.as_fd().try_clone_to_owned()?;
     for part in file.parent().into_iter().flat_map(Path::components) {
-        at = rustix::fs::openat(&at, Path::new(&part), step, Mode::empty())?;
+        at = rustix::fs::openat(&at, Path::new(&part), FOLDER, Mode::empty())?;
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     regular(File::from(rustix::fs::openat(&at, name, flags, Mode::empty())?))
 }
 
+/// How a folder is opened whose name nobody vouches for.
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
 fn regular(file: File) -> io::Result<File> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
     Ok(file)
+}
+
+/// Removes a file, or a folder with all that is below it, however deep and whatever the modes. What is not there is fine.
+///
+/// Folders are moved up to the first one instead of being descended into: the depth costs neither handles nor stack, and
+/// no path grows long.
+///
+/// # Errors
+/// When the system refuses.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(metadata) if !metadata.is_dir() => return fs::remove_file(path),
+        Ok(_) => {}
+    }
+    let top = open_up(CWD, path)?;
+    let mut moved = 0_u64;
+    while let Some(entries) = some_entries(&top)? {
+        for (name, is_folder) in entries {
+            if !is_folder {
+                rustix::fs::unlinkat(&top, &name, AtFlags::empty())?;
+                continue;
+            }
+            let folder = open_up(&top, &name)?;
+            while let Some(inner) = some_entries(&folder)? {
+                for (name, is_folder) in inner {
+                    if is_folder {
+                        // A folder can be moved by who may write to it.
+                        drop(open_up(&folder, &name)?);
+                        move_up(&folder, &name, &top, &mut moved)?;
+                    } else {
+                        rustix::fs::unlinkat(&folder, &name, AtFlags::empty())?;
+                    }
+                }
+            }
+            rustix::fs::unlinkat(&top, &name, AtFlags::REMOVEDIR)?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+/// Removes as [`remove_tree`] does; what the system does not remove is moved into `aside` under a new name, which is
+/// returned.
+///
+/// # Errors
+/// When it can be neither removed nor moved.
+pub fn clear_away(path: &Path, aside: &Path) -> io::Result<Option<PathBuf>> {
+    let Err(error) = remove_tree(path) else { return Ok(None) };
+    fs::create_dir_all(aside)?;
+    let free = (1_u64..).map(|number| aside.join(number.to_string())).find(|path| fs::symlink_metadata(path).is_err());
+    let free = free.ok_or(error)?;
+    fs::rename(path, &free)?;
+    Ok(Some(free))
+}
+
+/// Entries of a folder that are handled at once.
+const ENTRIES: usize = 1024;
+
+/// Some of a folder's entries, and whether each is a folder; `None` when it is empty.
+fn some_entries(folder: &OwnedFd) -> io::Result<Option<Vec<(std::ffi::CString, bool)>>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => {
+                let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                FileType::from_raw_mode(stat.st_mode)
+            }
+            kind => kind,
+        };
+        found.push((name.to_owned(), kind == FileType::Directory));
+        if found.len() == ENTRIES {
+            break;
+        }
+    }
+    Ok((!found.is_empty()).then_some(found))
+}
+
+/// Opens a folder after making it ours to read and write.
+fn open_up(at: impl AsFd, name: impl rustix::path::Arg + Copy) -> io::Result<OwnedFd> {
+    // Not through a link: it was seen to be a folder, and what could replace it is gone.
+    rustix::fs::chmodat(&at, name, Mode::RWXU, AtFlags::empty())?;
+    Ok(rustix::fs::openat(at, name, FOLDER, Mode::empty())?)
+}
+
+/// Moves a folder to the first one, under a name that is free there.
+fn move_up(from: &OwnedFd, name: &std::ffi::CStr, top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
+    loop {
+        *moved += 1;
+        match rustix::fs::renameat(from, name, top, format!("moved-{moved}")) {
+            Err(rustix::io::Errno::EXIST | rustix::io::Errno::NOTEMPTY | rustix::io::Errno::NOTDIR) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 /// Bytes that a folder takes on disk; links are not followed, and what vanishes meanwhile counts nothing.

@@ -19,6 +19,7 @@ pub const POINTS: &[&str] = &[
     "candidate-proposed",
     "candidate-recorded",
     "folder-emptied",
+    "dependencies-compiled",
     "worktree-shown",
     "trainer-compiled",
     "trainer-copied",

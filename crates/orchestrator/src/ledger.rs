@@ -94,6 +94,8 @@ pub struct State {
     pub failed_replicates: Vec<ReplicateFailed>,
     /// What the trainer of each experiment was when it was built: sha256.
     pub trainers: BTreeMap<u64, String>,
+    /// The first of them.
+    pub first_built: Option<Built>,
     /// Where the time went.
     pub time: Time,
     /// When the last record was written, UTC; empty after a stop.
@@ -121,6 +123,11 @@ impl State {
             state.apply(record).map_err(|e| format!("record {}: {e}", index + 2))?;
         }
         Ok(state)
+    }
+
+    fn remember(&mut self, built: &Built) {
+        self.trainers.insert(built.experiment, built.trainer_sha256.clone());
+        self.first_built.get_or_insert_with(|| built.clone());
     }
 
     /// The state after one more record.
@@ -159,7 +166,7 @@ impl State {
             }
             Event::Built(built) => {
                 self.flight(built.experiment, time)?.built = Some(built.clone());
-                self.trainers.insert(built.experiment, built.trainer_sha256.clone());
+                self.remember(built);
             }
             Event::Trained(trained) => self.flight(trained.experiment, time)?.trained = Some(trained.clone()),
             Event::Measured(evaluation) => {
@@ -201,7 +208,7 @@ impl State {
                 self.arms.push(arm.clone());
             }
             Event::ArmBuilt(built) => {
-                self.trainers.insert(built.experiment, built.trainer_sha256.clone());
+                self.remember(built);
             }
             Event::ArmRun(run) => {
                 if run.run != self.arm_runs.len() as u64 + 1 {

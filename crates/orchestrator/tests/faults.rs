@@ -169,8 +169,8 @@ fn a_clock_that_jumped_changes_no_order_and_no_decision() {
 fn a_stop_as_long_as_a_suspend_changes_nothing() {
     let repository = Repository::new();
     let held = repository.dir.path().join("held");
-    // The third program after the build and the run of the baseline: a training run.
-    let hold = format!("program-started:4:{}", held.display());
+    // After the builds of the dependencies and of the baseline, and its run: a training run.
+    let hold = format!("program-started:5:{}", held.display());
     let mut child = repository.start(&arguments("4"), &[(hold::VARIABLE, &hold)]);
     wait_for("a program", || held.exists());
     let orchestrator = Pid::from_child(&child);

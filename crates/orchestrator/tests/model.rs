@@ -29,6 +29,10 @@ fn repository(agent: &str) -> Repository {
     let campaign = repository.root().join("experiments/nano/campaign.toml");
     let text = fs::read_to_string(&campaign).unwrap();
     let text = text.replace("sandbox = \"off\"", "sandbox = \"best-effort\"");
+    // What a trainer waits for, that is told to.
+    let told = repository.dir.path().join("told");
+    fs::create_dir(&told).unwrap();
+    let text = text.replace("sandbox_read = []", &format!("sandbox_read = [{told:?}]"));
     assert!(text.contains("kind = \"search\"\n"));
     fs::write(&campaign, text.replacen("kind = \"search\"\n", agent, 1)).unwrap();
     fs::write(repository.root().join("program.md"), "Find the best learning rate.\n").unwrap();
@@ -172,7 +176,8 @@ fn a_model_thinks_and_its_proposal_is_compiled_while_something_trains() {
     // The first replicate trains until it is told to end.
     let trainer = repository.dir.path().join("stand-ins/bin/trainer");
     let text = fs::read_to_string(&trainer).unwrap();
-    let wait = "[ \"$seed RATE\" != \"1 4e-3\" ] || while [ ! -e \"$out/go\" ]; do sleep 0.05; done\n";
+    let told = repository.dir.path().join("told/go");
+    let wait = format!("[ \"$seed RATE\" != \"1 4e-3\" ] || while [ ! -e {told:?} ]; do sleep 0.05; done\n");
     fs::write(&trainer, text.replacen("case RATE", &format!("{wait}case RATE"), 1)).unwrap();
     let mut running = repository.start(&["run", "nano", "--tag", "t", "--experiments", "2"], &[]);
 
@@ -182,7 +187,7 @@ fn a_model_thinks_and_its_proposal_is_compiled_while_something_trains() {
     let trains = repository.run_folder().join("replicates/0001/out");
     stand_ins::wait_for("the compiler", || repository.run_folder().join("ahead/trainer").exists());
     assert!(trains.exists() && !trains.join("summary.json").exists() && !draft.exists());
-    fs::write(trains.join("go"), "").unwrap();
+    fs::write(told, "").unwrap();
     assert!(running.wait().unwrap().success(), "{}", fs::read_to_string(repository.log()).unwrap());
 
     let rows = rows(&repository);
@@ -208,7 +213,8 @@ fn a_proposal_that_waits_outlives_a_stop_and_one_that_a_keep_contradicts_does_no
     // The first replicate trains until it is told to end; the first time it is stopped.
     let trainer = repository.dir.path().join("stand-ins/bin/trainer");
     let text = fs::read_to_string(&trainer).unwrap();
-    let wait = "[ \"$seed RATE\" != \"1 4e-3\" ] || while [ ! -e \"$out/go\" ]; do sleep 0.05; done\n";
+    let told = repository.dir.path().join("told/go");
+    let wait = format!("[ \"$seed RATE\" != \"1 4e-3\" ] || while [ ! -e {told:?} ]; do sleep 0.05; done\n");
     fs::write(&trainer, text.replacen("case RATE", &format!("{wait}case RATE"), 1)).unwrap();
     let mut running = repository.start(&RUN, &[]);
     server.request();
@@ -222,7 +228,8 @@ fn a_proposal_that_waits_outlives_a_stop_and_one_that_a_keep_contradicts_does_no
     fs::remove_dir_all(&replicate).unwrap();
     let mut command = repository.command(&RUN);
     let running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    stand_ins::wait_for("the replicate", || fs::write(replicate.join("out/go"), "").is_ok());
+    stand_ins::wait_for("the replicate", || replicate.join("out").exists());
+    fs::write(told, "").unwrap();
     let out = running.wait_with_output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let rows = rows(&repository);

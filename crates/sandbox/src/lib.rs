@@ -5,8 +5,9 @@
 //! report, which the command cannot reach.
 //!
 //! On Linux, in this order: a cgroup's limits where one may be made; every inherited handle closed; user, mount, process,
-//! IPC and network namespaces; a fresh `/proc`; resource limits; no capabilities and no new privileges; Landlock for
-//! files, TCP and signals; a seccomp filter. The command is not process 1 of its namespace but a child of it, so when
+//! IPC and network namespaces; scratch folders in memory; a fresh `/proc`; every other mount read-only and without
+//! set-uid programs; resource limits; no capabilities and no new privileges; Landlock for files, TCP and signals; a
+//! seccomp filter. The command is not process 1 of its namespace but a child of it, so when
 //! either ends, the kernel kills whatever else it started, however it tried to get away.
 //!
 //! On macOS `sandbox-exec` gets an equivalent profile. That has not been run.
@@ -17,9 +18,13 @@ mod linux;
 mod macos;
 mod policy;
 
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-pub use policy::{Enforced, Limits, Memory, Policy, Request};
+pub use policy::{Enforced, Limits, Memory, Policy, Request, Scratch};
 
 /// First argument of the orchestrator when it is the stage.
 pub const STAGE: &str = "__sandbox";
@@ -28,6 +33,20 @@ pub const STAGE: &str = "__sandbox";
 const INIT: &str = "__sandbox-init";
 /// Exit code when the sandbox could not be set up; the reason is on standard error.
 pub const FAILED: u8 = 125;
+
+/// Hands a request to a stage that was started with the other end of the socket as its standard input. Returns a handle
+/// of each scratch folder, which stays readable after the command is gone; none where they could not be mounted.
+///
+/// # Errors
+/// When the stage ended before it had read the request.
+pub fn hand_over(stage: &UnixStream, request: &Request) -> std::io::Result<Vec<OwnedFd>> {
+    (&*stage).write_all(&serde_json::to_vec(request)?)?;
+    stage.shutdown(Shutdown::Write)?;
+    #[cfg(target_os = "linux")]
+    return linux::receive(stage);
+    #[cfg(not(target_os = "linux"))]
+    return Ok(Vec::new());
+}
 
 /// Removes what ended commands left behind in the system (empty cgroups).
 pub fn clean() {

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::policy::{Enforced, Policy, Request};
 
@@ -23,12 +23,15 @@ pub fn stage() -> Result<ExitCode> {
             files: true,
             missing: vec![
                 "processes: macOS has no process namespaces; the group is killed".into(),
-                "system calls and limits: not limited on macOS".into(),
+                "attributes, disk, system calls and limits: not limited on macOS".into(),
             ],
             ..Enforced::default()
         };
         fs::write(report, serde_json::to_vec(&enforced)?)
             .with_context(|| format!("cannot write {}", report.display()))?;
+    }
+    if request.complete {
+        bail!("it is not complete on macOS, and this command may only run in a complete one");
     }
     let input = match &request.input {
         Some(path) => Stdio::from(fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?),
@@ -58,7 +61,8 @@ fn profile(policy: &Policy) -> String {
         let path = path(read);
         text.push_str(&format!("(allow file-read* process-exec (subpath \"{path}\"))\n"));
     }
-    for write in policy.write.iter().chain(&policy.devices) {
+    let scratch = policy.scratch.iter().map(|scratch| &scratch.folder);
+    for write in policy.write.iter().chain(scratch).chain(&policy.devices) {
         let path = path(write);
         text.push_str(&format!("(allow file-read* file-write* (subpath \"{path}\"))\n"));
     }

@@ -12,6 +12,9 @@ pub struct Policy {
     pub read: Vec<PathBuf>,
     /// Folders in which it may make, change and remove files and folders.
     pub write: Vec<PathBuf>,
+    /// The same, but what it writes there vanishes with it. Where no file systems can be mounted, these are folders like
+    /// those of `write`, and [`Enforced::disk`] is false.
+    pub scratch: Vec<Scratch>,
     /// Device nodes that it may read, write and control.
     pub devices: Vec<PathBuf>,
     /// Whether it may use the network: the Internet's protocols, of this machine too, and no sockets of files.
@@ -20,7 +23,18 @@ pub struct Policy {
     pub limits: Limits,
 }
 
-/// Limits of a command and of all that it starts. Absent ones are not set.
+/// A folder in memory of bounded size. It must exist; nothing is written to what lies below it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scratch {
+    /// Where the command sees it.
+    pub folder: PathBuf,
+    /// Bytes of all that is written there.
+    pub bytes: u64,
+    /// Whether the command sees what lies in the folder; otherwise it finds it empty.
+    pub over: bool,
+}
+
+/// Limits of a command and of all that it starts. Absent ones are not set. Where the system allows less, less holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Processes and threads.
@@ -50,6 +64,8 @@ pub struct Request {
     pub policy: Policy,
     /// Where [`Enforced`] is written, outside of what it may write.
     pub report: Option<PathBuf>,
+    /// Whether the command must not start unless [`Enforced::is_complete`].
+    pub complete: bool,
 }
 
 /// Which limit of memory holds.
@@ -59,7 +75,7 @@ pub enum Memory {
     /// None.
     #[default]
     None,
-    /// Of each process, by the system's limit of writable memory.
+    /// Of each process, by the system's limit of private writable memory. Shared memory does not count.
     Process,
     /// Of everything together, by a cgroup.
     Cgroup,
@@ -76,6 +92,12 @@ pub struct Enforced {
     pub network: bool,
     /// It reads and writes nothing but what the policy names.
     pub files: bool,
+    /// It changes nothing but what the policy lets it write: no mode, owner, time or attribute either.
+    #[serde(default)]
+    pub attributes: bool,
+    /// What it writes to scratch folders is bounded by a file system of their own, and vanishes with it.
+    #[serde(default)]
+    pub disk: bool,
     /// System calls that it does not need fail.
     pub syscalls: bool,
     /// The limits of processes, files and processor time.
@@ -89,26 +111,32 @@ pub struct Enforced {
 impl Enforced {
     /// Whether nothing is missing that code of unknown origin could use.
     pub fn is_complete(&self) -> bool {
-        self.privileges && self.processes && self.network && self.files && self.syscalls && self.limits
+        self.parts().iter().all(|part| part.1)
     }
 
-    /// For people, in one line.
-    pub fn summary(&self) -> String {
-        let parts = [
+    fn parts(&self) -> [(&'static str, bool); 8] {
+        [
             ("privileges", self.privileges),
             ("processes", self.processes),
             ("network", self.network),
             ("files", self.files),
+            ("attributes", self.attributes),
+            ("disk", self.disk),
             ("system calls", self.syscalls),
             ("limits", self.limits),
-        ];
+        ]
+    }
+
+    /// For people, in one line.
+    pub fn summary(&self) -> String {
+        let parts = self.parts();
         let list = |wanted: bool| {
             let names: Vec<&str> = parts.iter().filter(|part| part.1 == wanted).map(|part| part.0).collect();
             names.join(", ")
         };
         let memory = match self.memory {
             Memory::None => "no limit of memory",
-            Memory::Process => "memory of each process",
+            Memory::Process => "private memory of each process",
             Memory::Cgroup => "memory of all together",
         };
         let mut text = format!("{}; {memory}", list(true));
@@ -130,6 +158,8 @@ mod tests {
             processes: true,
             network: true,
             files: true,
+            attributes: true,
+            disk: true,
             syscalls: true,
             limits: true,
             memory: Memory::Cgroup,

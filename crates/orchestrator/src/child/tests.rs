@@ -1,6 +1,7 @@
 //! Real shells that misbehave.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::*;

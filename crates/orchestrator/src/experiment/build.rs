@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, anyhow};
 use git2::Oid;
 
-use super::confine::{enforced, toolchain_folder, unconfined};
+use super::confine::{build_seconds, enforced, toolchain_folder, unconfined};
 use super::{Broken, oid};
-use crate::child::{self, End, Runner, Task};
+use crate::child::{self, Confined, End, Runner, Task};
 use crate::error::Failure;
 use crate::files;
 use crate::hold;
@@ -26,6 +26,8 @@ use crate::workspace::{Workspace, Worktree};
 /// More than a build from nothing takes on a slow machine; a candidate that compiles longer is hopeless.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 const GRACE: Duration = Duration::from_secs(5);
+/// Since 1970: before any build.
+const LONG_AGO: Duration = Duration::from_secs(24 * 3600);
 /// How often a build looks whether another search's is over.
 const WAIT: Duration = Duration::from_millis(100);
 
@@ -41,6 +43,12 @@ pub struct Workshop {
     pub build_dir: PathBuf,
     /// Whether compilers run in the sandbox.
     pub sandboxed: bool,
+    /// Whether what is compiled was not written by a person, and is compiled in the complete sandbox only.
+    pub foreign: bool,
+    /// What else may be read, as the campaign says.
+    pub read: Vec<PathBuf>,
+    /// The first trainer that the search built: what bounds the others.
+    pub first: Option<Built>,
 }
 
 /// What is compiled with: of the thread that compiles.
@@ -71,6 +79,9 @@ impl Search<'_> {
             start: self.start,
             build_dir: self.build_dir.clone(),
             sandboxed: self.sandboxed(),
+            foreign: self.foreign(),
+            read: self.campaign.sandbox_read.clone(),
+            first: self.state.first_built.clone(),
         }
     }
 }
@@ -92,17 +103,53 @@ impl Workshop {
             return Err(Broken::Failed(Status::Invalid, refused.to_string()));
         }
         let Some(_alone) = self.alone(tools.runner)? else { return Err(Broken::Interrupted("building")) };
+        let mut tick = tick;
+        if !self.has_dependencies() {
+            self.build_dependencies(tools, run, &mut tick)?;
+        }
         self.show_candidate(tools, commit)?;
         hold::at("worktree-shown");
-        self.freshen()?;
+        self.date_sources()?;
+        self.forget_trainers()?;
         let folder = self.layout.folder(run);
         let log = folder.join("build.log");
-        let target = self.layout.run().join("target");
-        let temporary = target.join("tmp");
-        fs::create_dir_all(&temporary).with_context(|| format!("cannot make {}", temporary.display()))?;
-        let confined = self.sandboxed.then(|| self.confine_build(run, &target)).transpose()?;
+        let target = self.target();
+        let built = target.join("release").join("trainer");
+        files::remove_tree(&built).with_context(|| format!("cannot remove {}", built.display()))?;
+        let confined = self.sandboxed.then(|| self.confine_build(run, &target, false)).transpose()?;
+        let finished = tools.runner.run(&self.cargo(&log, confined.clone()), |progress| tick(progress.elapsed))?;
+        self.judge(&finished.end, &log, confined.as_ref(), finished.processor)?;
+        hold::at("trainer-compiled");
+        if !finished.refused.is_empty() {
+            let reason = format!("its trainer cannot be used: {}", finished.refused.join("; "));
+            return Err(Broken::Failed(Status::Crash, reason));
+        }
+        let trainer = folder.join("trainer");
+        let trainer_sha256 = files::copy(&built, &trainer)
+            .with_context(|| format!("cannot copy the built trainer to {}", trainer.display()))?;
+        hold::at("trainer-copied");
+        Ok(Built {
+            experiment: 0,
+            seconds: finished.elapsed.as_secs_f64(),
+            processor_s: finished.processor.as_secs_f64(),
+            memory: finished.memory,
+            disk: finished.disk,
+            ahead: run == Run::Ahead,
+            rehearsed: 0.0,
+            trainer_sha256,
+            sandbox: confined.as_ref().and_then(enforced),
+        })
+    }
+
+    /// What cargo builds for this search, its dependencies apart.
+    fn target(&self) -> PathBuf {
+        self.layout.run().join("target")
+    }
+
+    fn cargo(&self, log: &Path, confined: Option<Confined>) -> Task {
+        let target = self.target();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let task = Task::new(cargo, &self.layout.worktree(), log.clone(), LIMIT, GRACE)
+        let task = Task::new(cargo, &self.layout.worktree(), log.to_owned(), LIMIT, GRACE)
             .arg("build")
             .arg("--release")
             .arg("--offline")
@@ -114,40 +161,92 @@ impl Workshop {
             .env("CARGO_TARGET_DIR", &target)
             .env("CARGO_BUILD_BUILD_DIR", &self.build_dir)
             .env("LIBTORCH", setup::libtorch_folder(&self.layout.root))
-            .env("TMPDIR", &temporary)
-            .confined(confined.clone());
+            .env("TMPDIR", &target)
+            .confined(confined);
         let homes = [("RUSTUP_HOME", ".rustup"), ("CARGO_HOME", ".cargo")];
-        let task = homes.iter().fold(task, |task, (variable, name)| match toolchain_folder(variable, name) {
+        homes.iter().fold(task, |task, (variable, name)| match toolchain_folder(variable, name) {
             Some(folder) => task.env(variable, folder),
             None => task,
-        });
-        let finished = tools.runner.run(&task, tick)?;
-        let reason = match finished.end {
-            End::Exited(0) => {
-                hold::at("trainer-compiled");
-                let trainer = folder.join("trainer");
-                let trainer_sha256 = files::copy(&target.join("release").join("trainer"), &trainer)
-                    .with_context(|| format!("cannot copy the built trainer to {}", trainer.display()))?;
-                hold::at("trainer-copied");
-                return Ok(Built {
-                    experiment: 0,
-                    seconds: finished.elapsed.as_secs_f64(),
-                    ahead: run == Run::Ahead,
-                    rehearsed: 0.0,
-                    trainer_sha256,
-                    sandbox: confined.as_ref().and_then(enforced),
-                });
-            }
+        })
+    }
+
+    /// Why a build that ended so made no trainer.
+    fn judge(&self, end: &End, log: &Path, confined: Option<&Confined>, processor: Duration) -> Result<(), Broken> {
+        let said = || String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+        let seconds = self.first.as_ref().map(build_seconds);
+        let reason = match *end {
+            End::Exited(0) => return Ok(()),
             End::Interrupted => return Err(Broken::Interrupted("building")),
-            End::Overflowed => "wrote more than a build may".into(),
+            End::Overflowed => "it writes more than a build may".into(),
             End::TimedOut => return Err(Broken::Failed(Status::Timeout, "the build took too long".into())),
-            End::Exited(code) if unconfined(code, confined.as_ref()) => {
-                return Err(anyhow!("the build could not be confined: {}", child::last_lines(&log, 2)).into());
+            End::Exited(code) if unconfined(code, confined) => {
+                return Err(anyhow!("the build could not be confined: {}", child::last_lines(log, 2)).into());
             }
-            End::Exited(_) => first_error(&fs::read_to_string(&log).unwrap_or_default()),
+            // The compiler is cargo's child; what it was killed by, cargo says.
+            End::Exited(_) => match seconds {
+                Some(seconds) if processor.as_secs() >= seconds => {
+                    let reason = format!("the compiler took more than {seconds} s of processor time");
+                    return Err(Broken::Failed(Status::Timeout, reason));
+                }
+                _ => first_error(&said()),
+            },
             End::Killed(signal) => format!("the compiler was killed by signal {signal}"),
         };
         Err(Broken::Failed(Status::Crash, format!("does not build: {reason}")))
+    }
+
+    /// Whether the compiled dependencies are those of the commit that this search started from.
+    fn has_dependencies(&self) -> bool {
+        fs::read_to_string(self.marker()).is_ok_and(|text| text == self.start.to_string())
+    }
+
+    /// Says which commit the compiled dependencies were built from.
+    fn marker(&self) -> PathBuf {
+        self.build_dir.join(".autoresearch-start")
+    }
+
+    /// Builds the commit that the search started from into the folder of compiled dependencies, the one build that
+    /// writes there.
+    fn build_dependencies(&self, tools: &Tools, run: Run, mut tick: impl FnMut(Duration)) -> Result<(), Broken> {
+        self.show_candidate(tools, self.start)?;
+        // What another search compiled after these files were written would pass for theirs: cargo goes by times.
+        date_all(&self.layout.worktree(), SystemTime::now())?;
+        let log = self.layout.folder(run).join("dependencies.log");
+        let target = self.target();
+        let confined = self.sandboxed.then(|| self.confine_build(run, &target, true)).transpose()?;
+        let finished = tools.runner.run(&self.cargo(&log, confined.clone()), |progress| tick(progress.elapsed))?;
+        if let Err(broken) = self.judge(&finished.end, &log, confined.as_ref(), Duration::ZERO) {
+            return Err(match broken {
+                Broken::Failed(_, reason) => Broken::Cannot(Failure::Baseline { reason, log }),
+                other => other,
+            });
+        }
+        hold::at("dependencies-compiled");
+        let marker = self.marker();
+        fs::write(&marker, self.start.to_string()).with_context(|| format!("cannot write {}", marker.display()))?;
+        Ok(())
+    }
+
+    /// Makes cargo compile the recipe, and nothing else that the compiled dependencies have: it goes by times, and every
+    /// other file is what they were compiled from.
+    fn date_sources(&self) -> Result<()> {
+        let worktree = self.layout.worktree();
+        date_all(&worktree, SystemTime::UNIX_EPOCH + LONG_AGO)?;
+        date(&worktree.join(RECIPE), SystemTime::now())
+    }
+
+    /// Removes what cargo knows of trainers that were built, so that none passes for the next one.
+    fn forget_trainers(&self) -> Result<()> {
+        let known = self.build_dir.join("release").join(".fingerprint");
+        let Ok(entries) = fs::read_dir(&known) else { return Ok(()) };
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot list {}", known.display()))?;
+            if entry.file_name().as_encoded_bytes().starts_with(b"trainer-") {
+                let path = entry.path();
+                files::remove_tree(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Keeps everybody else out of worktree and build folder, this search's other thread included, until the lock that it
@@ -183,40 +282,28 @@ impl Workshop {
             hint: "the files are what they should be again; keep away from that folder, and run again".into(),
         }))
     }
-
-    /// Makes cargo compile what differs from what another search built in the same folder. Cargo goes by times: what
-    /// another search compiled after our files were written would pass for ours.
-    fn freshen(&self) -> Result<()> {
-        let now = SystemTime::now();
-        // Candidates of a search differ in the recipe alone; searches from one commit, too.
-        let marker = self.build_dir.join(".autoresearch-start");
-        let (start, worktree) = (self.start.to_string(), self.layout.worktree());
-        if fs::read_to_string(&marker).is_ok_and(|text| text == start) {
-            return touch(&worktree.join(RECIPE), now);
-        }
-        for entry in fs::read_dir(&worktree).context("cannot list the worktree")? {
-            let path = entry?.path();
-            if path.file_name().is_none_or(|name| name != ".git") {
-                touch_all(&path, now)?;
-            }
-        }
-        fs::write(&marker, &start).with_context(|| format!("cannot write {}", marker.display()))
-    }
 }
 
-fn touch_all(path: &Path, now: SystemTime) -> Result<()> {
-    let kind = fs::symlink_metadata(path).with_context(|| format!("cannot see {}", path.display()))?;
-    if kind.is_dir() {
-        for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
-            touch_all(&entry?.path(), now)?;
+/// Sets the time of every file below a folder that is not git's.
+fn date_all(folder: &Path, time: SystemTime) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if entry.file_name() == ".git" {
+            continue;
+        }
+        if kind.is_dir() {
+            date_all(&path, time)?;
+        } else if kind.is_file() {
+            date(&path, time)?;
         }
     }
-    if kind.is_file() { touch(path, now) } else { Ok(()) }
+    Ok(())
 }
 
-fn touch(path: &Path, now: SystemTime) -> Result<()> {
+fn date(path: &Path, time: SystemTime) -> Result<()> {
     let file = File::options().append(true).open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    file.set_modified(now).with_context(|| format!("cannot touch {}", path.display()))
+    file.set_modified(time).with_context(|| format!("cannot set the time of {}", path.display()))
 }
 
 /// What the compiler complained about first.

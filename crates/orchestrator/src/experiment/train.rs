@@ -57,9 +57,9 @@ impl Search<'_> {
             None => task,
         };
         let bar = self.printer.bar(format!("{run} training"));
-        let finished = self.runner.run(&task, |elapsed| {
+        let finished = self.runner.run(&task, |progress| {
             if bar.visible() {
-                let step = last_step(&out.join("train.tsv"));
+                let step = last_step(&progress.scratch.unwrap_or(&out).join("train.tsv"));
                 let message = step.as_ref().map_or_else(
                     || proposed.description.clone(),
                     |s| format!("step {} loss {:.3}", s.step, s.train_loss),
@@ -71,7 +71,7 @@ impl Search<'_> {
                 };
                 bar.set(share, message);
             }
-            bar.tick(elapsed);
+            bar.tick(progress.elapsed);
         })?;
         drop(bar);
         let said = || child::last_lines(&log, 1);
@@ -93,7 +93,10 @@ impl Search<'_> {
             }
             End::Exited(0) => match read_summary(&out.join("summary.json")) {
                 Ok(summary) if summary.status == "terminated" => "ended early by a signal from outside".into(),
-                Ok(_) if !handed_over(self, run) => "left no artifact".into(),
+                Ok(_) if !handed_over(self, run) => finished.refused.first().map_or_else(
+                    || "left no artifact".to_owned(),
+                    |refused| format!("left no artifact that can be used: {refused}"),
+                ),
                 Ok(summary) => {
                     return Ok(Trained {
                         experiment: proposed.experiment,
@@ -145,7 +148,7 @@ impl Search<'_> {
         let task = Task::new(&trainer.path, &folder, log.clone(), limit, grace).confined(confined.clone());
         let task = self.arguments(task, run, proposed).flag("--max-steps", REHEARSED_STEPS.to_string());
         let bar = self.printer.spinner(format!("{run} rehearsing"));
-        let finished = self.runner.run(&task, |elapsed| bar.tick(elapsed))?;
+        let finished = self.runner.run(&task, |progress| bar.tick(progress.elapsed))?;
         drop(bar);
         let how = match finished.end {
             End::Exited(0) => {

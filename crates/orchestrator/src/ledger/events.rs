@@ -145,6 +145,15 @@ pub struct Built {
     pub experiment: u64,
     /// Seconds that the compiler took.
     pub seconds: f64,
+    /// Processor seconds of it; 0 where an earlier version did not count them.
+    #[serde(default)]
+    pub processor_s: f64,
+    /// Peak resident bytes of its largest process.
+    #[serde(default)]
+    pub memory: u64,
+    /// Bytes that it wrote.
+    #[serde(default)]
+    pub disk: u64,
     /// Whether that was while another run trained.
     #[serde(default)]
     pub ahead: bool,

@@ -29,6 +29,9 @@ fn built(experiment: u64) -> Event {
     Event::Built(Built {
         experiment,
         seconds: 1.0,
+        processor_s: 0.5,
+        memory: 6,
+        disk: 7,
         ahead: false,
         rehearsed: 0.0,
         trainer_sha256: String::new(),

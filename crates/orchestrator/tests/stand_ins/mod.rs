@@ -26,6 +26,8 @@ fi
 rate=$(sed -n 's/.*learning_rate: \([^,]*\),.*/\1/p' crates/trainer/src/train.rs)
 for program in trainer evaluator prepare; do
     sed "s/RATE/$rate/" "${0%/*}/$program" > "$target/$program.new"
+    # Another recipe is another program.
+    [ $program = evaluator ] || echo ": $(cksum < crates/trainer/src/train.rs)" >> "$target/$program.new"
     chmod +x "$target/$program.new"
     mv "$target/$program.new" "$target/$program"
 done

@@ -26,6 +26,7 @@ pub fn restrict(policy: &Policy) -> Result<()> {
         .create()?
         .add_rules(path_beneath_rules(&policy.read, read))?
         .add_rules(path_beneath_rules(&policy.write, write))?
+        .add_rules(path_beneath_rules(policy.scratch.iter().map(|scratch| &scratch.folder), write))?
         .add_rules(path_beneath_rules(&policy.devices, device))?
         .restrict_self()
         .context("Landlock")?;

@@ -2,20 +2,25 @@
 
 mod cgroup;
 mod files;
+mod handles;
+mod mounts;
 mod syscalls;
 
 pub use cgroup::remove_empty;
+pub use handles::receive;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, bail};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, setrlimit};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::io::FdFlags;
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
@@ -34,16 +39,28 @@ struct Inner {
     enforced: Enforced,
     /// Whether the namespaces are there.
     apart: bool,
+    /// Whether writable and scratch folders are mounts of their own.
+    mounted: bool,
+    /// The handle that [`Enforced`] is written to.
+    report: Option<RawFd>,
 }
 
 /// Reads the request, leaves every namespace, starts process 1 and ends as it ends.
 pub fn stage() -> Result<ExitCode> {
     let mut text = String::new();
-    // The orchestrator closes the pipe behind the request; when it is gone before, the request is cut off.
+    // The orchestrator closes its end behind the request; when it is gone before, the request is cut off.
     std::io::stdin().take(LONGEST).read_to_string(&mut text).context("cannot read the request")?;
     let request: Request = serde_json::from_str(&text).context("the request is not understood")?;
     close_inherited()?;
     survive_the_groups_signals()?;
+    // Opened before the mounts are this process's own: they cannot be made read-only while one of their files is written.
+    let report = match &request.report {
+        Some(path) => Some(File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
+        None => None,
+    };
+    if let Some(report) = &report {
+        rustix::io::fcntl_setfd(report, FdFlags::empty()).context("cannot hand the report on")?;
+    }
     let mut enforced = Enforced::default();
     match cgroup::join(&request.policy.limits) {
         Ok(true) => enforced.memory = Memory::Cgroup,
@@ -57,12 +74,31 @@ pub fn stage() -> Result<ExitCode> {
             false
         }
     };
-    let inner = serde_json::to_vec(&Inner { request, enforced, apart })?;
+    let mut handles = Vec::new();
+    let mut mounted = false;
+    if apart {
+        match mounts::prepare(&request.policy) {
+            Ok(scratch) => (handles, mounted) = (scratch, true),
+            Err(error) => enforced.missing.push(format!("mounts: {error:#}")),
+        }
+        if let Err(error) = keep_capabilities() {
+            enforced.missing.push(format!("capabilities of process 1: {error:#}"));
+        }
+    }
+    handles::send(std::io::stdin(), &handles)?;
+    drop(handles);
+    let inner = serde_json::to_vec(&Inner {
+        request,
+        enforced,
+        apart,
+        mounted,
+        report: report.as_ref().map(AsRawFd::as_raw_fd),
+    })?;
     let mut child =
         Command::new("/proc/self/exe").arg(INIT).stdin(Stdio::piped()).spawn().context("cannot start process 1")?;
     let mut pipe = child.stdin.take().context("process 1 has no input")?;
     pipe.write_all(&inner).context("process 1 ended before it began")?;
-    drop(pipe);
+    drop((pipe, report));
     let status = child.wait().context("cannot wait for process 1")?;
     let signal = status.signal().or(status.code().map(|code| code - SIGNALLED).filter(|&signal| signal > 0));
     if let Some(signal) = signal {
@@ -79,13 +115,11 @@ pub fn init() -> Result<ExitCode> {
     survive_the_groups_signals()?;
     let mut text = String::new();
     std::io::stdin().take(2 * LONGEST).read_to_string(&mut text).context("the stage said nothing")?;
-    let Inner { request, mut enforced, apart } = serde_json::from_str(&text).context("the stage is not understood")?;
+    let Inner { request, mut enforced, apart, mounted, report } =
+        serde_json::from_str(&text).context("the stage is not understood")?;
     let policy = &request.policy;
+    let report = report.map(inherited).transpose()?;
     // Opened before the files are out of reach.
-    let report = match &request.report {
-        Some(path) => Some(File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
-        None => None,
-    };
     let input = match &request.input {
         Some(path) => Stdio::from(File::open(path).with_context(|| format!("cannot read {}", path.display()))?),
         None => Stdio::null(),
@@ -98,6 +132,7 @@ pub fn init() -> Result<ExitCode> {
         outcome.is_ok()
     };
     let own_proc = apart && holds("no /proc of its own", own_proc());
+    let attributes = mounted && holds("attributes", mounts::seal(policy));
     let limits = holds("limits", set_limits(&policy.limits, apart));
     let process_memory = enforced.memory == Memory::None
         && policy.limits.memory_bytes.is_some_and(|bytes| holds("memory", limit(Resource::Data, bytes)));
@@ -108,6 +143,8 @@ pub fn init() -> Result<ExitCode> {
     enforced.network = apart;
     enforced.privileges = privileges;
     enforced.files = files;
+    enforced.attributes = attributes;
+    enforced.disk = mounted;
     enforced.syscalls = syscalls;
     enforced.limits = limits;
     if process_memory {
@@ -116,6 +153,9 @@ pub fn init() -> Result<ExitCode> {
     if let Some(mut report) = report {
         serde_json::to_writer(&report, &enforced)?;
         report.flush()?;
+    }
+    if request.complete && !enforced.is_complete() {
+        bail!("it is not complete, and this command may only run in a complete one: {}", enforced.summary());
     }
     let child = Command::new(&request.program).args(&request.arguments).stdin(input).spawn();
     let child = child.with_context(|| format!("cannot start {}", request.program.display()))?;
@@ -140,6 +180,15 @@ fn survive_the_groups_signals() -> Result<()> {
         signal_hook::flag::register(signal.as_raw(), seen.clone()).context("cannot set a signal handler")?;
     }
     Ok(())
+}
+
+/// Takes over the handle that the stage left open, and keeps it from the command.
+#[allow(unsafe_code)]
+fn inherited(report: RawFd) -> Result<File> {
+    // SAFETY: the stage opened it for this process, in which nothing else owns it.
+    let report = unsafe { File::from_raw_fd(report) };
+    rustix::io::fcntl_setfd(&report, FdFlags::CLOEXEC).context("the stage handed over no report")?;
+    Ok(report)
 }
 
 /// Closes every handle but the standard three; those that Rust opened close themselves when a program starts, others
@@ -179,34 +228,44 @@ fn leave_namespaces(keep_network: bool) -> Result<()> {
     fs::write("/proc/self/gid_map", format!("{group} {group} 1")).context("gid_map")
 }
 
+/// Lets process 1 mount and drop rights: starting a program takes the capabilities of every user but root.
+fn keep_capabilities() -> Result<()> {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP;
+    let sets = rustix::thread::capabilities(None).context("cannot read them")?;
+    rustix::thread::set_capabilities(None, CapabilitySets { inheritable: needed, ..sets }).context("inheritable")?;
+    for one in needed.iter() {
+        rustix::thread::configure_capability_in_ambient_set(one, true).context("ambient")?;
+    }
+    Ok(())
+}
+
 fn own_proc() -> Result<()> {
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("private mounts")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", flags, None).context("mount")
 }
 
+/// Sets a limit, or what this process may have where that is less.
 fn limit(resource: Resource, most: u64) -> Result<()> {
+    let most = getrlimit(resource).maximum.map_or(most, |allowed| allowed.min(most));
     let limit = Rlimit { current: Some(most), maximum: Some(most) };
     setrlimit(resource, limit).with_context(|| format!("{resource:?}"))
 }
 
+/// Sets every limit that can be set; the error names the others.
 fn set_limits(limits: &Limits, apart: bool) -> Result<()> {
-    limit(Resource::Core, 0)?;
     let wanted = [
+        (Resource::Core, Some(0)),
         // Outside of a user namespace this would count whatever else the user runs.
         (Resource::Nproc, limits.processes.filter(|_| apart)),
         (Resource::Nofile, limits.open_files),
         (Resource::Fsize, limits.file_bytes),
         (Resource::Cpu, limits.cpu_seconds),
     ];
-    for (resource, most) in wanted {
-        if let Some(most) = most {
-            limit(resource, most)?;
-        }
-    }
-    if let Some(more) = limits.nice {
-        rustix::process::nice(more).context("niceness")?;
-    }
+    let outcomes = wanted.into_iter().filter_map(|(resource, most)| Some(limit(resource, most?)));
+    let niceness = limits.nice.map(|more| rustix::process::nice(more).map(drop).context("niceness"));
+    let failed: Vec<String> =
+        outcomes.chain(niceness).filter_map(|outcome| Some(format!("{:#}", outcome.err()?))).collect();
+    ensure!(failed.is_empty(), "{}", failed.join(", "));
     Ok(())
 }
 
@@ -221,6 +280,7 @@ fn drop_privileges(apart: bool) -> Result<()> {
             | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE;
         rustix::thread::set_capabilities_secure_bits(bits).context("secure bits")?;
     }
+    rustix::thread::clear_ambient_capability_set().context("ambient capabilities")?;
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     rustix::thread::set_capabilities(None, sets).context("capabilities")

@@ -54,7 +54,43 @@ const REFUSED: &[i64] = &[
     libc::SYS_quotactl,
     libc::SYS_syslog,
     libc::SYS_vhangup,
+    libc::SYS_mount_setattr,
 ];
+
+/// Calls that a program without the network does not need either: the cores are chosen for it, and what others do with
+/// files is not its business.
+const CONFINED: &[i64] =
+    &[libc::SYS_sched_setaffinity, libc::SYS_inotify_init1, libc::SYS_fanotify_init, libc::SYS_name_to_handle_at];
+
+/// Calls with a mode among their arguments, and where.
+const MODES: &[(i64, u8)] = &[
+    (libc::SYS_fchmod, 1),
+    (libc::SYS_fchmodat, 2),
+    (FCHMODAT2, 2),
+    (libc::SYS_mkdirat, 2),
+    (libc::SYS_mknodat, 2),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chmod, 1),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_creat, 1),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_mkdir, 1),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_mknod, 1),
+];
+
+/// Calls that open a file: where the flags are, and behind them the mode, which is there when a file may be made.
+const OPENS: &[(i64, u8)] = &[
+    (libc::SYS_openat, 2),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, 1),
+];
+
+/// Of Linux 6.6; the number is the same for every processor.
+const FCHMODAT2: i64 = 452;
+
+/// Modes of a program that runs with its owner's or its group's rights.
+const SET_ID: &[libc::mode_t] = &[libc::S_ISUID, libc::S_ISGID];
 
 /// Calls that make and use sockets. A pair of connected ones may still be made; there is nobody else to connect to.
 const NETWORK: &[i64] = &[libc::SYS_socket, libc::SYS_connect, libc::SYS_bind];
@@ -85,7 +121,23 @@ pub fn restrict(network: bool) -> Result<()> {
         let others = INTERNET.iter().map(|&kind| condition(0, SeccompCmpOp::Ne, kind as u64));
         rules.insert(libc::SYS_socket, vec![SeccompRule::new(others.collect::<Result<_, _>>()?)?]);
     } else {
-        rules.extend(NETWORK.iter().map(|&call| (call, Vec::new())));
+        rules.extend(NETWORK.iter().chain(CONFINED).map(|&call| (call, Vec::new())));
+    }
+    let set_id =
+        |index| SET_ID.iter().map(move |&bit| condition(index, SeccompCmpOp::MaskedEq(u64::from(bit)), u64::from(bit)));
+    for &(call, index) in MODES {
+        let alone = set_id(index).map(|bit| Ok(SeccompRule::new(vec![bit?])?));
+        rules.insert(call, alone.collect::<Result<_>>()?);
+    }
+    for &(call, index) in OPENS {
+        // The one bit that every flag for making a file has.
+        let makes = [libc::O_CREAT, libc::O_TMPFILE & !libc::O_DIRECTORY].map(|flag| flag as u64);
+        let made = makes.into_iter().flat_map(|flag| {
+            set_id(index + 1).map(move |bit| {
+                Ok(SeccompRule::new(vec![condition(index, SeccompCmpOp::MaskedEq(flag), flag)?, bit?])?)
+            })
+        });
+        rules.insert(call, made.collect::<Result<_>>()?);
     }
     let clones = NAMESPACES.iter().map(|&flag| argument(0, SeccompCmpOp::MaskedEq(flag as u64), flag as u64));
     rules.insert(libc::SYS_clone, clones.collect::<Result<_>>()?);
@@ -93,8 +145,9 @@ pub fn restrict(network: bool) -> Result<()> {
     let terminal = argument(1, SeccompCmpOp::Eq, libc::TIOCSTI)?;
     rules.insert(libc::SYS_ioctl, vec![terminal]);
     apply(rules, libc::EPERM)?;
-    // Its flags lie in memory, where a filter cannot look; libraries fall back to `clone` when it is missing.
-    apply(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
+    // What they are asked lies in memory, where a filter cannot look; libraries fall back to `clone` and `openat`.
+    let opaque = [libc::SYS_clone3, libc::SYS_openat2].map(|call| (call, Vec::new()));
+    apply(BTreeMap::from(opaque), libc::ENOSYS)
 }
 
 fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> Result<()> {

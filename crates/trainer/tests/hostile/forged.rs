@@ -1,6 +1,6 @@
 //! Artifacts that are not what they say, by recipes that know the format: lengths and checksum are right.
 
-use super::{Case, Expected, SUMMARY};
+use super::{Case, Expected, SUMMARY, fails};
 
 /// Begins like an honest recipe: an untrained model is written, and read back as `bytes`, whose first blob is at `first`
 /// and whose content ends at `end`.
@@ -60,11 +60,13 @@ pub fn cases() -> Vec<Case> {
         ),
         forged("hands over other shapes", RESHAPED, "; the configuration says"),
         forged("smuggles its parent's weights", SMUGGLED, "tensor parent.q_proj.weight is not one of the model"),
-        forged(
+        Case::attack(
             "closes what it hands over",
-            "std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o000))?;
-             std::process::exit(0);",
-            "closed to readers",
+            format!(
+                "{SUMMARY}{HONEST}std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o000))?;
+                 std::process::exit(0);"
+            ),
+            fails("closed to readers"),
         ),
         Case::edit(
             "stores more bits than it may",

@@ -2,6 +2,7 @@
 //! more, tried by the real orchestrator: built, run and judged like any other.
 
 mod forged;
+mod lasting;
 
 use std::fs;
 use std::net::TcpListener;
@@ -189,8 +190,9 @@ pub fn recipes_are_survived(checkout: &Checkout) {
         ),
     ];
     cases.extend(forged::cases());
-
     let build = repository().join("target").display().to_string();
+    cases.extend(lasting::cases(&lasting::Targets { root: &root, run: &run, build: &build }));
+
     let tip = || checkout.git(&["rev-parse", "refs/heads/autoresearch/t"]).0;
     let recipe = checkout.git(&["show", "refs/heads/autoresearch/t:crates/trainer/src/train.rs"]).0 + "\n";
     let incumbent = tip();
@@ -216,6 +218,7 @@ pub fn recipes_are_survived(checkout: &Checkout) {
             assert_eq!(column("status"), expected.status, "{name}: {said}\n{tail}");
         }
         assert!(column("description").contains(expected.says), "{name}: {said}\n{tail}");
+        lasting::check(&format!("{run}/experiments/{number:04}/out"), name);
         assert!(log.len() < 64 << 20, "{name}: a log of {} bytes", log.len());
         let table = fs::read_to_string(checkout.path("results.tsv")).unwrap();
         for text in [&table, &said] {

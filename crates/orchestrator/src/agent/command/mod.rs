@@ -26,6 +26,7 @@ use crate::agent::model::rules;
 use crate::agent::prompt;
 use crate::child::{Confined, End, Interrupts, Runner, Task};
 use crate::experiment::confine;
+use crate::files;
 use crate::layout::RECIPE;
 use place::{Place, Taken};
 use presets::Program;
@@ -89,7 +90,7 @@ impl Command {
             parameters: serde_json::Map::from_iter([("argv".into(), argv)]),
         };
         let folder = run.join("agent");
-        place::remove(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        files::remove_tree(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
         let reports = run.join("sandbox");
         fs::create_dir_all(&reports).with_context(|| format!("cannot make {}", reports.display()))?;
         let report = reports.join("agent.json");

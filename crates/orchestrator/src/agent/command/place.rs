@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -54,7 +54,7 @@ impl Place {
         prompt: &str,
         home: &[PathBuf],
     ) -> Result<Self> {
-        remove(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        files::remove_tree(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
         let mut place = Self { folder: folder.to_owned(), recipe: recipe.map(str::to_owned), before: Files::new() };
         // Nobody else's: there may be credentials in the home.
         DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| folder.display().to_string())?;
@@ -135,7 +135,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.folder) {
+        if let Err(error) = files::remove_tree(&self.folder) {
             tracing::warn!(%error, folder = %self.folder.display(), "cannot remove what a program worked in");
         }
     }
@@ -204,25 +204,4 @@ fn files_below(folder: &Path) -> Files {
         }
     }
     found
-}
-
-/// Removes a folder, also when those in it may not be entered.
-pub(super) fn remove(folder: &Path) -> std::io::Result<()> {
-    let gone = |result: std::io::Result<()>| match result {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    };
-    gone(fs::remove_dir_all(folder)).or_else(|_| {
-        open_up(folder);
-        gone(fs::remove_dir_all(folder))
-    })
-}
-
-fn open_up(folder: &Path) {
-    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            open_up(&entry.path());
-        }
-    }
 }
