@@ -228,3 +228,45 @@ pub fn sync_folder(of: &Path) -> io::Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_tree_goes_however_deep_closed_or_oddly_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, outside) = (dir.path().join("tree"), dir.path().join("outside"));
+        fs::create_dir_all(tree.join("moved-1")).unwrap();
+        fs::create_dir_all(tree.join("a/b/moved-1/c")).unwrap();
+        fs::write(tree.join("moved-2"), "in the way").unwrap();
+        fs::write(&outside, "stays").unwrap();
+        symlink(&outside, tree.join("a/link")).unwrap();
+        symlink("/", tree.join("a/root")).unwrap();
+        for closed in ["a/b/moved-1", "a/b", "a"] {
+            fs::set_permissions(tree.join(closed), fs::Permissions::from_mode(0o000)).unwrap();
+        }
+        // Deeper than any path that a call takes, and than a process has handles.
+        let mut at = rustix::fs::open(&tree, FOLDER, Mode::empty()).unwrap();
+        for _ in 0..5_000 {
+            rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, "d", FOLDER, Mode::empty()).unwrap();
+        }
+        drop(at);
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "stays");
+        remove_tree(&tree).unwrap();
+    }
+
+    #[test]
+    fn a_link_is_removed_and_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("kept")).unwrap();
+        symlink(dir.path().join("kept"), dir.path().join("link")).unwrap();
+        remove_tree(&dir.path().join("link")).unwrap();
+        assert!(dir.path().join("kept").is_dir() && !dir.path().join("link").exists());
+    }
+}

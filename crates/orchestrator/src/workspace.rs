@@ -22,6 +22,9 @@ use crate::layout::RECIPE;
 /// What an experiment is built from; changes here that are not committed would not be in the search's worktree.
 const SOURCES: [&str; 5] = ["crates", "prepare", ".cargo", "Cargo.toml", "Cargo.lock"];
 
+/// Mode of a submodule in git's index.
+const SUBMODULE: u32 = 0o160_000;
+
 /// Branches of searches.
 const BRANCHES: &str = "refs/heads/autoresearch/";
 
@@ -66,11 +69,12 @@ impl Workspace {
         })
     }
 
-    /// Refuses uncommitted changes of what experiments are built from.
+    /// Refuses uncommitted changes of what experiments are built from, and submodules there.
     ///
     /// # Errors
     /// With the changed files.
     pub fn check_committed(&self) -> Result<(), Failure> {
+        self.check_submodules()?;
         let mut options = StatusOptions::new();
         options.include_untracked(true).recurse_untracked_dirs(true).exclude_submodules(true);
         for path in SOURCES {
@@ -93,6 +97,24 @@ impl Workspace {
                    and run again"
                 .into(),
         })
+    }
+
+    fn check_submodules(&self) -> Result<(), Failure> {
+        let mut index = self.repository.index().context("cannot open the repository's index")?;
+        index.read(false).context("cannot read the repository's index")?;
+        let submodule = index.iter().find(|entry| {
+            let path = String::from_utf8_lossy(&entry.path);
+            entry.mode == SUBMODULE && SOURCES.iter().any(|source| Path::new(&*path).starts_with(source))
+        });
+        match submodule {
+            None => Ok(()),
+            Some(entry) => Err(Failure::Checkout {
+                message: format!("{} is a git submodule", String::from_utf8_lossy(&entry.path)),
+                hint: "a search builds from the files of one commit, which a submodule's are not: commit the files \
+                       themselves, or keep the submodule outside of the sources"
+                    .into(),
+            }),
+        }
     }
 
     /// Where the branch of a search is, if it exists.

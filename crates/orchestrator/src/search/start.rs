@@ -137,8 +137,12 @@ pub(crate) fn enter(
         workspace.check_committed()?;
         if workspace.branch(&layout.tag)?.is_some() {
             return Err(Failure::Checkout {
-                message: format!("branch autoresearch/{} exists, and its search is not on this machine", layout.tag),
-                hint: "start another search with --tag".into(),
+                message: format!(
+                    "branch autoresearch/{} exists, and its journal {} does not: it ran elsewhere, or its folder was removed",
+                    layout.tag,
+                    layout.journal().display()
+                ),
+                hint: "start another search with --tag, or put the folder back".into(),
             });
         }
     }

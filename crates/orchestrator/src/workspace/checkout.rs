@@ -26,7 +26,8 @@ pub(super) fn exactly(repository: &Repository, tree: &Tree, folder: &Path) -> Re
         };
         match entry.kind() {
             Some(ObjectType::Blob) => files.push((Path::new(parent).join(name), entry.id(), entry.filemode())),
-            Some(ObjectType::Tree) => {}
+            // A submodule's files are not in the repository; `check_committed` refuses those that a build needs.
+            Some(ObjectType::Tree | ObjectType::Commit) => {}
             _ => strange = Some(format!("{parent}{name}, which is neither file nor folder")),
         }
         TreeWalkResult::Ok

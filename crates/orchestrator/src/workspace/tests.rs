@@ -217,3 +217,20 @@ fn a_change_is_put_onto_another_one_unless_both_change_the_same_lines() {
     // What is there already changes nothing.
     assert_eq!(merged(&lines("A", "z")), Some(lines("A", "z")));
 }
+
+#[test]
+fn a_submodule_is_refused_where_a_build_needs_it_and_left_out_elsewhere() {
+    let f = Fixture::new();
+    let head = f.start.to_string();
+    git(f.root(), &["update-index", "--add", "--cacheinfo", &format!("160000,{head},notes")]);
+    git(f.root(), &["commit", "-q", "-m", "a submodule"]);
+    f.workspace.check_committed().unwrap();
+    let tip = f.workspace.head().unwrap();
+    let worktree = f.workspace.prepare("t", &f.root().join("runs/t/worktree"), tip).unwrap();
+    worktree.show(tip).unwrap();
+    assert!(worktree.folder().join(RECIPE).is_file() && !worktree.folder().join("notes").exists());
+    git(f.root(), &["update-index", "--add", "--cacheinfo", &format!("160000,{head},crates/other")]);
+    git(f.root(), &["commit", "-q", "-m", "one in the sources"]);
+    let refused = f.workspace.check_committed().unwrap_err();
+    assert!(refused.to_string().contains("crates/other is a git submodule"), "{refused}");
+}

@@ -17,8 +17,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::io::FdFlags;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::io::{Errno, FdFlags};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags};
@@ -167,7 +167,7 @@ pub fn init() -> Result<ExitCode> {
                 let code = status.exit_status().or(status.terminating_signal().map(|signal| SIGNALLED + signal));
                 return Ok(ExitCode::from(code.unwrap_or(SIGNALLED) as u8));
             }
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => bail!("cannot wait for the command: {error}"),
         }
     }
@@ -220,7 +220,14 @@ fn leave_namespaces(keep_network: bool) -> Result<()> {
     if let Err(error) = with_user {
         // Where user namespaces are switched off, root can do without.
         // SAFETY: as above.
-        return unsafe { rustix::thread::unshare_unsafe(rest) }.map_err(|_| error).context("unshare");
+        return unsafe { rustix::thread::unshare_unsafe(rest) }.map_err(|_| match error {
+            // Its text is about disks.
+            Errno::NOSPC => anyhow!("no more user namespaces are allowed (user.max_user_namespaces)"),
+            Errno::PERM => {
+                anyhow!("user namespaces are not allowed (kernel.unprivileged_userns_clone, AppArmor, a container)")
+            }
+            error => anyhow!(error).context("unshare"),
+        });
     }
     // The same numbers inside as outside; nothing else is mapped.
     fs::write("/proc/self/setgroups", "deny").context("setgroups")?;
