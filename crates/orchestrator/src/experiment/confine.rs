@@ -188,7 +188,7 @@ impl Search<'_> {
             },
             ..limits()
         };
-        let bytes = (budget.disk_gb * GIB) as u64;
+        let bytes = in_memory((budget.disk_gb * GIB) as u64);
         let keep = [
             (self.layout.artifact(run), bytes),
             (out.join("summary.json"), SUMMARY_BYTES),
@@ -259,7 +259,7 @@ impl Workshop {
             fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let bounds = self.first.as_ref().filter(|first| first.processor_s > 0.0 && !dependencies);
-        let disk = bounds.map_or(FIRST_BUILD_DISK, |first| first.disk * BUILD_TIMES + BUILD_DISK);
+        let disk = in_memory(bounds.map_or(FIRST_BUILD_DISK, |first| first.disk * BUILD_TIMES + BUILD_DISK));
         let scratch = |folder: &Path, over| Scratch { folder: folder.to_owned(), bytes: disk, over };
         let (write, scratch) = match dependencies {
             true => (vec![target.to_owned(), self.build_dir.clone()], Vec::new()),
@@ -407,6 +407,11 @@ fn beginning_with(folder: &Path, prefixes: &[&str]) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let wanted = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
     entries.flatten().filter(|e| e.file_name().to_str().is_some_and(wanted)).map(|e| e.path()).collect()
+}
+
+/// Bytes of a scratch folder that lies in memory: at most half of what a command may take, so that it fits.
+fn in_memory(bytes: u64) -> u64 {
+    memory().map_or(bytes, |most| bytes.min(most / 2))
 }
 
 /// Bytes that a command may take.
