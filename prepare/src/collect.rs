@@ -1,10 +1,11 @@
 //! Documents of all sources, split into parts: each is read once, and its text is kept in one file on disk, so that
-//! memory holds some forty bytes a document, whatever the set's size.
+//! memory holds some seventy bytes a document, whatever the set's size.
 //!
-//! A document's part and its place in the shuffle come from the hash of its text and the seed: the same text is never
-//! in two parts, whatever source it comes from, and nothing depends on the order of reading.
+//! A document's place in the shuffle comes from the hash of its text and the seed. Sources with the same `parts` are
+//! split together, by size, and documents that are linked stay together ([`crate::links`], [`crate::split`]): the same
+//! text is never in two parts, and nothing depends on the order of reading.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -16,11 +17,16 @@ use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use crate::documents::{self, Documents};
+use crate::links::{self, Linked, Title};
 use crate::sources::{Fetcher, Opened};
+use crate::split::{Group, split};
 
 /// Bytes of training text read for each token of `max_train_tokens`. English has four to five bytes a token; the rest
 /// is for documents that decontamination drops, and makes the shuffle draw from more than is taken.
 const BYTES_PER_TOKEN: u64 = 6;
+
+/// A group of linked documents is worth a note when it has more than this much of its sources' text.
+const NOTED_GROUP: f64 = 0.02;
 
 /// One document in the [`Library`].
 #[derive(Debug, Clone, Copy)]
@@ -29,19 +35,35 @@ pub struct Document {
     bytes: u32,
     /// Index of its source.
     pub source: u16,
-    part: Part,
+    title: Option<Title>,
     order: u64,
 }
 
 /// Every document of a campaign, once.
 #[derive(Debug)]
 pub struct Library {
-    text: Option<Mmap>,
-    documents: Vec<Document>,
+    text: Spool,
+    /// Shuffled documents of each part that has some.
+    parts: BTreeMap<Part, Vec<Document>>,
     /// Where they came from, with counts.
     pub sources: Vec<SourceInfo>,
     /// Documents left out because their text was there already.
     pub duplicates: u64,
+    /// What people should know about how the documents fell.
+    pub notes: Vec<String>,
+}
+
+/// The text of all documents, one behind the other.
+#[derive(Debug)]
+struct Spool(Option<Mmap>);
+
+impl Spool {
+    fn text(&self, document: &Document) -> &str {
+        let start = usize::try_from(document.start).unwrap_or(usize::MAX);
+        let bytes = self.0.as_deref().and_then(|t| t.get(start..start + document.bytes as usize));
+        // The file has no name, so nobody else can have changed what was written from valid strings.
+        std::str::from_utf8(bytes.unwrap_or_default()).unwrap_or_default()
+    }
 }
 
 impl Library {
@@ -67,20 +89,19 @@ impl Library {
         };
         let bar = fetcher.progress.counter("reading documents");
         for (source, reader) in readers.iter_mut().enumerate().filter(|(_, r)| !r.trains()) {
-            while let Some(text) = reader.next()? {
-                collector.take(&text, source, &reader.shares).with_context(spool)?;
+            while let Some(document) = reader.next()? {
+                collector.take(&document, source).with_context(spool)?;
                 bar.inc(1);
             }
         }
-        let enough = data.max_train_tokens.map_or(u64::MAX, |n| n.saturating_mul(BYTES_PER_TOKEN));
-        let mut train_bytes = 0;
+        let enough = data.max_train_tokens.map_or(f64::INFINITY, |n| n.saturating_mul(BYTES_PER_TOKEN) as f64);
+        let mut train_bytes = 0.0;
         while train_bytes < enough {
             let open = readers.iter_mut().enumerate().filter(|(_, r)| r.trains() && !r.finished);
             let Some((source, reader)) = open.min_by_key(|(_, r)| r.bytes) else { break };
-            if let Some(text) = reader.next()? {
-                let part = collector.take(&text, source, &reader.shares).with_context(spool)?;
-                if part == Some(Part::Train) {
-                    train_bytes += text.len() as u64;
+            if let Some(document) = reader.next()? {
+                if collector.take(&document, source).with_context(spool)? {
+                    train_bytes += reader.train_share() * document.text.len() as f64;
                 }
                 bar.inc(1);
             }
@@ -88,34 +109,87 @@ impl Library {
         bar.finish_and_clear();
 
         let file = collector.out.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(spool)?;
-        let library = Self {
-            text: if collector.written == 0 { None } else { Some(map(&file)?) },
-            documents: collector.documents,
-            sources: readers.into_iter().map(|r| r.info).collect(),
-            duplicates: collector.duplicates,
-        };
+        let text = Spool(if collector.written == 0 { None } else { Some(map(&file)?) });
+        let mut pools: Vec<Pool> = Vec::new();
+        for document in collector.documents {
+            let shares = &readers[usize::from(document.source)].shares;
+            match pools.iter_mut().find(|pool| pool.shares == *shares) {
+                Some(pool) => pool.documents.push(document),
+                None => pools.push(Pool { shares, documents: vec![document] }),
+            }
+        }
+        let (mut parts, mut notes) = (BTreeMap::<Part, Vec<Document>>::new(), Vec::new());
+        for pool in pools {
+            for (document, part) in pool.split(&text, data.decontaminate, &mut notes) {
+                parts.entry(part).or_default().push(document);
+            }
+        }
+        for documents in parts.values_mut() {
+            documents.sort_unstable_by_key(|document| document.order);
+        }
+        let sources = readers.into_iter().map(|r| r.info).collect();
+        let library = Self { text, parts, sources, duplicates: collector.duplicates, notes };
         for part in Part::ALL {
             let asked = data.text.iter().any(|t| t.parts.get(&part).is_some_and(|&share| share > 0.0));
             if asked && library.part(part).is_empty() {
-                bail!("no document fell into {part}; give it a larger share, or a source with more documents");
+                let notes = library.notes.iter().map(|note| format!("\n{note}")).collect::<String>();
+                bail!("no document fell into {part}; give it a larger share, or a source with more documents{notes}");
             }
         }
         Ok(library)
     }
 
     /// Documents of a part, shuffled.
-    pub fn part(&self, part: Part) -> Vec<Document> {
-        let mut found: Vec<Document> = self.documents.iter().filter(|d| d.part == part).copied().collect();
-        found.sort_unstable_by_key(|d| d.order);
-        found
+    pub fn part(&self, part: Part) -> &[Document] {
+        self.parts.get(&part).map_or(&[], Vec::as_slice)
     }
 
     /// A document's text.
     pub fn text(&self, document: &Document) -> &str {
-        let start = usize::try_from(document.start).unwrap_or(usize::MAX);
-        let bytes = self.text.as_deref().and_then(|t| t.get(start..start + document.bytes as usize));
-        // The file has no name, so nobody else can have changed what was written from valid strings.
-        std::str::from_utf8(bytes.unwrap_or_default()).unwrap_or_default()
+        self.text.text(document)
+    }
+}
+
+/// Documents of all sources with the same shares, which are split together.
+struct Pool<'a> {
+    shares: &'a [(Part, f64)],
+    documents: Vec<Document>,
+}
+
+impl Pool<'_> {
+    /// Each document and its part; with `link`, linked documents stay together.
+    fn split(self, text: &Spool, link: bool, notes: &mut Vec<String>) -> Vec<(Document, Part)> {
+        let Self { shares, documents } = self;
+        if let [(part, _)] = shares {
+            return documents.into_iter().map(|document| (document, *part)).collect();
+        }
+        let linked = |i: usize| Linked { text: text.text(&documents[i]), title: documents[i].title };
+        let numbers =
+            if link { links::groups(documents.len(), linked) } else { (0..documents.len()).collect::<Vec<_>>() };
+        let mut groups = vec![Group { bytes: 0, order: 0 }; numbers.iter().max().map_or(0, |last| last + 1)];
+        for (document, &number) in documents.iter().zip(&numbers) {
+            groups[number].bytes += u64::from(document.bytes);
+            // As random as one document's place; the first of many would be early.
+            groups[number].order ^= document.order;
+        }
+        let parts = split(&groups, shares);
+        let mut members = vec![0_usize; groups.len()];
+        numbers.iter().for_each(|&number| members[number] += 1);
+        let all: u64 = groups.iter().map(|group| group.bytes).sum();
+        let largest = (0..groups.len()).filter(|&i| members[i] > 1).max_by_key(|&i| groups[i].bytes);
+        if let Some(largest) = largest.filter(|&i| groups[i].bytes as f64 > NOTED_GROUP * all as f64) {
+            let reason = links::reason((0..documents.len()).filter(|&i| numbers[i] == largest).map(linked));
+            notes.push(format!(
+                "{} of {} documents, {:.1} % of their text, stay together in {}, because they are linked by shared text or \
+                 titles: {reason}. Where that is too much, take such text out of the source, or allow it in several \
+                 parts by data.decontaminate = false",
+                members[largest],
+                documents.len(),
+                100.0 * groups[largest].bytes as f64 / all as f64,
+                parts[largest],
+            ));
+        }
+        documents.iter().zip(numbers).map(|(&document, number)| (document, parts[number])).collect()
     }
 }
 
@@ -135,8 +209,9 @@ struct Collector {
 }
 
 impl Collector {
-    /// Files a document; its part, or none for a text that was there before.
-    fn take(&mut self, text: &str, source: usize, shares: &[(Part, f64)]) -> Result<Option<Part>> {
+    /// Files a document; false for a text that was there before.
+    fn take(&mut self, document: &documents::Document, source: usize) -> Result<bool> {
+        let text = &document.text;
         let mut hash = Sha256::new();
         hash.update(self.seed.to_le_bytes());
         hash.update(text);
@@ -144,34 +219,19 @@ impl Collector {
         let number = |at: usize| hash[at..at + 8].iter().fold(0u64, |number, &byte| (number << 8) | u64::from(byte));
         if !self.seen.insert((u128::from(number(0)) << 64) | u128::from(number(8))) {
             self.duplicates += 1;
-            return Ok(None);
+            return Ok(false);
         }
-        let part = choose(shares, number(0) as f64 / u64::MAX as f64);
         self.out.write_all(text.as_bytes())?;
         self.documents.push(Document {
             start: self.written,
             bytes: u32::try_from(text.len()).context("a document has more than 4 GiB")?,
             source: u16::try_from(source).context("there are too many [[data.text]]")?,
-            part,
+            title: document.title.as_deref().and_then(Title::new),
             order: number(8),
         });
         self.written += text.len() as u64;
-        Ok(Some(part))
+        Ok(true)
     }
-}
-
-/// The part at `point` of the shares laid end to end.
-fn choose(shares: &[(Part, f64)], point: f64) -> Part {
-    let total: f64 = shares.iter().map(|(_, share)| share).sum();
-    let mut end = 0.0;
-    for &(part, share) in shares {
-        end += share / total;
-        if point < end {
-            return part;
-        }
-    }
-    // Rounding can leave a gap before 1.
-    shares.last().map_or(Part::Train, |&(part, _)| part)
 }
 
 /// Documents of one `[[data.text]]`, file after file.
@@ -207,17 +267,21 @@ impl Reader {
         })
     }
 
-    fn trains(&self) -> bool {
-        self.shares.iter().any(|(part, _)| *part == Part::Train)
+    fn train_share(&self) -> f64 {
+        self.shares.iter().find(|(part, _)| *part == Part::Train).map_or(0.0, |(_, share)| *share)
     }
 
-    fn next(&mut self) -> Result<Option<String>> {
+    fn trains(&self) -> bool {
+        self.train_share() > 0.0
+    }
+
+    fn next(&mut self) -> Result<Option<documents::Document>> {
         loop {
-            if let Some(text) = self.current.as_mut().and_then(Iterator::next) {
-                let text = text?;
+            if let Some(document) = self.current.as_mut().and_then(Iterator::next) {
+                let document = document?;
                 self.info.documents += 1;
-                self.bytes += text.len() as u64;
-                return Ok(Some(text));
+                self.bytes += document.text.len() as u64;
+                return Ok(Some(document));
             }
             let Some(name) = self.names.pop_front() else {
                 self.finished = true;
@@ -228,20 +292,5 @@ impl Reader {
             let documents = documents::read(&path, &self.format);
             self.current = Some(documents.with_context(|| format!("`{}`, {name}", self.info.from))?);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_are_laid_end_to_end() {
-        let shares = [(Part::Train, 0.9), (Part::Dev, 0.05), (Part::Report, 0.05)];
-        assert_eq!(choose(&shares, 0.0), Part::Train);
-        assert_eq!(choose(&shares, 0.8999), Part::Train);
-        assert_eq!(choose(&shares, 0.91), Part::Dev);
-        assert_eq!(choose(&shares, 0.96), Part::Report);
-        assert_eq!(choose(&shares, 1.0), Part::Report);
     }
 }

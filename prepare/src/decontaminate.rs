@@ -1,4 +1,4 @@
-//! Text shared between training documents and measured ones, by sequences of 13 words (as GPT-3's appendix C does).
+//! Text that documents share, by sequences of 13 words (as GPT-3's appendix C does).
 //!
 //! Words are runs of letters and digits, lower-cased, so punctuation and spacing make no difference. Documents of fewer
 //! words are only caught as whole duplicates, elsewhere.
@@ -8,17 +8,17 @@ use std::collections::HashSet;
 /// Words in a sequence.
 pub const WORDS: usize = 13;
 
-/// The 13-word sequences of the measured documents, as 64-bit hashes: 8 bytes a word of text.
+/// The 13-word sequences of some documents, as 64-bit hashes: 8 bytes a word of text.
 #[derive(Debug, Default)]
 pub struct Sequences(HashSet<u64>);
 
 impl Sequences {
-    /// Takes in a measured document.
+    /// Takes in a document.
     pub fn insert(&mut self, text: &str) {
         self.0.extend(hashes(text));
     }
 
-    /// Whether a training document shares a sequence with any of the measured ones.
+    /// Whether a document shares a sequence with any of these.
     pub fn shares(&self, text: &str) -> bool {
         !self.0.is_empty() && hashes(text).any(|hash| self.0.contains(&hash))
     }
@@ -28,7 +28,7 @@ impl Sequences {
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Hash of every 13 words in a row.
-fn hashes(text: &str) -> impl Iterator<Item = u64> {
+pub fn hashes(text: &str) -> impl Iterator<Item = u64> {
     let oldest_weight = (1..WORDS).fold(1u64, |product, _| product.wrapping_mul(BASE));
     let mut window = [0u64; WORDS];
     let mut rolling = 0u64;
@@ -42,9 +42,20 @@ fn hashes(text: &str) -> impl Iterator<Item = u64> {
     })
 }
 
+/// The 13 words in a row that have a hash.
+pub fn sequence(text: &str, hash: u64) -> Option<String> {
+    let at = hashes(text).position(|found| found == hash)?;
+    Some(split(text).skip(at).take(WORDS).collect::<Vec<_>>().join(" "))
+}
+
+/// The words of a text: runs of letters and digits.
+pub(crate) fn split(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty())
+}
+
 /// Hash of every word.
 fn words(text: &str) -> impl Iterator<Item = u64> {
-    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(|word| {
+    split(text).map(|word| {
         let lower = word.chars().flat_map(char::to_lowercase);
         // FNV-1a over code points.
         stir(
@@ -56,7 +67,7 @@ fn words(text: &str) -> impl Iterator<Item = u64> {
 }
 
 /// SplitMix64's finalizer.
-fn stir(mut x: u64) -> u64 {
+pub(crate) fn stir(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

@@ -13,8 +13,17 @@ use parquet::record::reader::RowIter;
 use parquet::record::{Field, RowAccessor};
 use parquet::schema::types::Type;
 
+/// A document as its file has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Document {
+    /// Its title, in formats that mark one.
+    pub title: Option<String>,
+    /// All of its text, the title included where the file repeats it there.
+    pub text: String,
+}
+
 /// Documents of one file, in order. Empty ones are left out; white space around a document is removed.
-pub type Documents = Box<dyn Iterator<Item = Result<String>>>;
+pub type Documents = Box<dyn Iterator<Item = Result<Document>>>;
 
 /// Opens a file of documents.
 ///
@@ -23,16 +32,16 @@ pub type Documents = Box<dyn Iterator<Item = Result<String>>>;
 pub fn read(path: &Path, format: &TextFormat) -> Result<Documents> {
     let name = path.display().to_string();
     let documents: Documents = match format {
-        TextFormat::Parquet(column) => Box::new(parquet(path, column)?),
+        TextFormat::Parquet(column) => untitled(parquet(path, column)?),
         TextFormat::Whole => {
             let mut text = String::new();
             text_reader(path)?.read_to_string(&mut text).with_context(|| format!("{name} is not UTF-8 text"))?;
-            Box::new(std::iter::once(Ok(text)))
+            untitled(std::iter::once(Ok(text)))
         }
         TextFormat::JsonLines(field) => {
             let field = field.clone();
             let lines = lines(text_reader(path)?, b"\n".to_vec());
-            Box::new(lines.enumerate().map(move |(i, line)| {
+            untitled(lines.enumerate().map(move |(i, line)| {
                 line.and_then(|line| json_field(&line, &field)).with_context(|| format!("line {}", i + 1))
             }))
         }
@@ -40,11 +49,11 @@ pub fn read(path: &Path, format: &TextFormat) -> Result<Documents> {
             if separator.is_empty() {
                 bail!("the separator is empty");
             }
-            Box::new(lines(text_reader(path)?, separator.clone().into_bytes()))
+            untitled(lines(text_reader(path)?, separator.clone().into_bytes()))
         }
         TextFormat::WikiDocs => Box::new(grouped(lines(text_reader(path)?, b"\n".to_vec()), |line| match line {
-            line if line.starts_with("<doc ") => Cut::Before { keep: false },
-            "</doc>" => Cut::Before { keep: false },
+            line if line.starts_with("<doc ") => Cut::Before { keep: false, title: title_attribute(line) },
+            "</doc>" => Cut::Before { keep: false, title: None },
             _ => Cut::No,
         })),
         TextFormat::WikiText => Box::new(grouped(lines(text_reader(path)?, b"\n".to_vec()), wikitext_cut)),
@@ -59,7 +68,7 @@ pub fn read(path: &Path, format: &TextFormat) -> Result<Documents> {
             let lines = lines(text_reader(path)?, b"\n".to_vec());
             let mut previous = String::new();
             // An item has a line for each choice; what the line before gave is not given again.
-            Box::new(lines.enumerate().filter_map(move |(i, line)| {
+            untitled(lines.enumerate().filter_map(move |(i, line)| {
                 let found = line.and_then(|line| request(&line, text));
                 match found.with_context(|| format!("line {}", i + 1)) {
                     Ok(text) if text == previous => None,
@@ -75,11 +84,15 @@ pub fn read(path: &Path, format: &TextFormat) -> Result<Documents> {
     Ok(Box::new(documents.filter_map(move |document| {
         let document = document.with_context(|| format!("cannot read documents of {name}"));
         match document {
-            Ok(text) if text.trim().is_empty() => None,
-            Ok(text) => Some(Ok(text.trim().to_owned())),
+            Ok(Document { text, .. }) if text.trim().is_empty() => None,
+            Ok(Document { title, text }) => Some(Ok(Document { title, text: text.trim().to_owned() })),
             Err(e) => Some(Err(e)),
         }
     })))
+}
+
+fn untitled(texts: impl Iterator<Item = Result<String>> + 'static) -> Documents {
+    Box::new(texts.map(|text| Ok(Document { title: None, text: text? })))
 }
 
 fn text_reader(path: &Path) -> Result<Box<dyn BufRead>> {
@@ -129,9 +142,10 @@ fn lines(mut reader: Box<dyn BufRead>, separator: Vec<u8>) -> impl Iterator<Item
 
 enum Cut {
     No,
-    /// A new document starts here; `keep` says whether the line belongs to it.
+    /// A new document starts here; `keep` says whether the line belongs to its text.
     Before {
         keep: bool,
+        title: Option<String>,
     },
 }
 
@@ -139,8 +153,8 @@ enum Cut {
 fn grouped(
     mut lines: impl Iterator<Item = Result<String>>,
     cut: impl Fn(&str) -> Cut,
-) -> impl Iterator<Item = Result<String>> {
-    let mut open = Some(String::new());
+) -> impl Iterator<Item = Result<Document>> {
+    let mut open = Some(Document::default());
     std::iter::from_fn(move || {
         loop {
             let line = match lines.next() {
@@ -151,12 +165,12 @@ fn grouped(
             let document = open.get_or_insert_default();
             match cut(&line) {
                 Cut::No => {
-                    document.push_str(&line);
-                    document.push('\n');
+                    document.text.push_str(&line);
+                    document.text.push('\n');
                 }
-                Cut::Before { keep } => {
-                    let next = if keep { line + "\n" } else { String::new() };
-                    return Some(Ok(std::mem::replace(document, next)));
+                Cut::Before { keep, title } => {
+                    let text = if keep { line + "\n" } else { String::new() };
+                    return Some(Ok(std::mem::replace(document, Document { title, text })));
                 }
             }
         }
@@ -191,14 +205,21 @@ fn request(line: &str, text: RequestText) -> Result<String> {
     })
 }
 
-fn wikitext_cut(line: &str) -> Cut {
-    if is_wikitext_title(line) { Cut::Before { keep: true } } else { Cut::No }
+/// The title of `<doc id="1" url="…" title="Title">`.
+fn title_attribute(line: &str) -> Option<String> {
+    let (_, value) = line.split_once(" title=\"")?;
+    let (title, _) = value.rsplit_once('"')?;
+    Some(title.to_owned())
 }
 
-/// ` = Title = `, but not ` = = Section = = `.
-fn is_wikitext_title(line: &str) -> bool {
-    let inner = line.trim().strip_prefix("= ").and_then(|l| l.strip_suffix(" ="));
-    inner.is_some_and(|title| !title.trim().is_empty() && !title.starts_with('=') && !title.ends_with('='))
+fn wikitext_cut(line: &str) -> Cut {
+    wikitext_title(line).map_or(Cut::No, |title| Cut::Before { keep: true, title: Some(title.to_owned()) })
+}
+
+/// The title of ` = Title = `; ` = = Section = = ` has none.
+fn wikitext_title(line: &str) -> Option<&str> {
+    let inner = line.trim().strip_prefix("= ").and_then(|l| l.strip_suffix(" ="))?.trim();
+    (!inner.is_empty() && !inner.starts_with('=') && !inner.ends_with('=')).then_some(inner)
 }
 
 /// The string at a dotted path of a JSON object.

@@ -13,8 +13,10 @@ pub mod files;
 pub mod gguf;
 pub mod gguf_model;
 pub mod hub;
+pub mod links;
 mod pretrain;
 pub mod sources;
+pub mod split;
 pub mod stamp;
 pub mod text;
 pub mod tokenizer;
@@ -88,6 +90,8 @@ pub struct Outcome {
     /// The text's manifest, when there is text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<Manifest>,
+    /// What people should know about the text.
+    pub notes: Vec<String>,
 }
 
 /// Prepares a campaign's model and data.
@@ -112,7 +116,7 @@ pub fn prepare(options: &Options) -> Result<Outcome> {
         data,
         base: None,
         library: None,
-        outcome: Outcome { data: data.clone(), made: BTreeMap::new(), duplicates: None, text: None },
+        outcome: Outcome { data: data.clone(), made: BTreeMap::new(), duplicates: None, text: None, notes: Vec::new() },
     };
     let wanted = |stage| options.only.is_none_or(|only| only == stage);
     if wanted(Stage::Base) && campaign.model.base.is_some() {
@@ -126,17 +130,23 @@ pub fn prepare(options: &Options) -> Result<Outcome> {
     if wanted(Stage::Text) || pretrains {
         work.text_stage()?;
     }
+    let manifest = data.join("text").join("manifest.json");
+    if let Ok(bytes) = fs::read(&manifest) {
+        let text: Manifest =
+            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", manifest.display()))?;
+        for (&part, info) in &text.parts {
+            work.outcome.notes.extend(text::byte_note(part, info));
+            // The window may have changed since the text was made.
+            text::check_size(&campaign, part, info.tokens)?;
+        }
+        work.outcome.text = Some(text);
+    }
     if pretrains {
         work.pretrain_stage(options.pretrainer.as_deref())?;
     }
     let needed = [Stage::Tokenizer, Stage::Text].into_iter().chain(campaign.model.has_parent().then_some(Stage::Base));
     if needed.into_iter().all(|stage| work.stamp.stages.contains_key(stage.name())) {
         work.stamp.finish()?;
-    }
-    let manifest = data.join("text").join("manifest.json");
-    if let Ok(bytes) = fs::read(&manifest) {
-        let text = serde_json::from_slice(&bytes);
-        work.outcome.text = Some(text.with_context(|| format!("{} is damaged", manifest.display()))?);
     }
     Ok(work.outcome)
 }
@@ -199,7 +209,10 @@ impl Work<'_> {
         let trained = self.campaign.model.train_tokenizer;
         let model = self.untrained_model();
         let inputs = match trained {
-            Some(_) => self.hash(&json!({"model": model, "data": self.campaign.data}), true)?,
+            // It is trained on one of the parts.
+            Some(_) => {
+                self.hash(&json!({"model": model, "data": self.campaign.data, "version": text::VERSION}), true)?
+            }
             None => self.hash(&json!({"model": model}), false)?,
         };
         if self.begin(Stage::Tokenizer, &inputs)? {
@@ -213,6 +226,7 @@ impl Work<'_> {
             } else {
                 let base = self.base()?;
                 let json = base.tokenizer()?;
+                tokenizer::check_rows(&tokenizer::parse(&json)?, base.config()?.vocab_size)?;
                 self.base = Some(base);
                 json
             };
@@ -225,10 +239,13 @@ impl Work<'_> {
     fn text_stage(&mut self) -> Result<()> {
         let path = self.data.join(TOKENIZER);
         let tokenizer = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let inputs = self.hash(
-            &json!({"model": self.untrained_model(), "data": self.campaign.data, "tokenizer": sha256(tokenizer.as_bytes())}),
-            true,
-        )?;
+        let keys = json!({
+            "model": self.untrained_model(),
+            "data": self.campaign.data,
+            "tokenizer": sha256(tokenizer.as_bytes()),
+            "version": text::VERSION,
+        });
+        let inputs = self.hash(&keys, true)?;
         if self.begin(Stage::Text, &inputs)? {
             let vocab_size = match &self.campaign.model.scratch {
                 Some(config) => config.vocab_size,
@@ -242,9 +259,9 @@ impl Work<'_> {
             let library = self.library()?;
             self.outcome.duplicates = Some(library.duplicates);
             let folder = self.data.join("text");
-            let data = &self.campaign.data;
             let progress = self.fetcher.progress;
-            let manifest = text::write(library, data, &tokenizer, vocab_size, &folder, progress)?;
+            let manifest = text::write(&library, self.campaign, &tokenizer, vocab_size, &folder, progress)?;
+            self.outcome.notes.extend(library.notes);
             let mut outputs = vec!["text/manifest.json".into(), format!("text/{}", manifest.token_bytes.file)];
             let shards = manifest.parts.values().flat_map(|part| &part.shards);
             outputs.extend(shards.map(|shard| format!("text/{}", shard.file)));

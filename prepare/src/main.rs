@@ -66,9 +66,12 @@ fn main() -> ExitCode {
     for source in outcome.text.iter().flat_map(|text| &text.sources) {
         let path = source.path.as_deref().unwrap_or_default();
         println!(
-            "{} {path}: {} documents read, {} dropped as shared with measured text",
+            "{} {path}: {} documents read, {} left out because they share text with another part",
             source.from, source.documents, source.contaminated
         );
+    }
+    for note in &outcome.notes {
+        println!("note: {note}");
     }
     ExitCode::SUCCESS
 }

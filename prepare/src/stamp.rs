@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{sha256_file, write_bytes};
 
-/// Version of the stamp and of everything `prepare` makes: raised when the same campaign would give other outputs.
+/// Version of the stamp and of all stages: raised when every one of them must be made anew. What text and its tokenizer
+/// come from has a version of its own, [`crate::text::VERSION`], so that a parent of hours is not fetched again for it.
 const VERSION: u32 = 1;
 
 /// Name of the finished stamp.

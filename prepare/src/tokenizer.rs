@@ -142,21 +142,34 @@ pub fn end_token(tokenizer: &Tokenizer) -> Result<u32> {
     found.with_context(|| format!("the tokenizer has no end token; one of {} is needed", END_TOKENS.join(", ")))
 }
 
+/// Refuses a tokenizer with more ids than the model has rows for, so that none can be looked up or scored.
+///
+/// # Errors
+/// With both numbers.
+pub fn check_rows(tokenizer: &Tokenizer, vocab_size: usize) -> Result<()> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let plain = tokenizer.get_model().get_vocab();
+    let ids = plain.into_values().chain(added.into_keys()).max().map_or(0, |last| u64::from(last) + 1);
+    ensure!(
+        ids <= vocab_size as u64,
+        "the tokenizer has {ids} ids, and the model's embedding {vocab_size} rows (vocab_size): they do not belong \
+         together. Take tokenizer and weights from one checkpoint, or remove the tokens that were added to tokenizer.json"
+    );
+    Ok(())
+}
+
 /// UTF-8 length of each id's own bytes for ids below `vocab_size`; 0 for control tokens and ids without a token.
 ///
 /// # Errors
-/// When the tokenizer has more ids than the model, or is no byte-level BPE.
+/// As [`check_rows`], and when it is no byte-level BPE.
 pub fn token_bytes(tokenizer: &Tokenizer, vocab_size: usize) -> Result<Vec<u16>> {
+    check_rows(tokenizer, vocab_size)?;
     let alphabet = ByteLevel::alphabet();
     let added = tokenizer.get_added_tokens_decoder();
     let mut out = vec![0; vocab_size];
     let plain = tokenizer.get_model().get_vocab();
     let ids = plain.into_iter().chain(added.iter().map(|(&id, t)| (t.content.clone(), id)));
     for (token, id) in ids {
-        let slot = out.get_mut(id as usize);
-        let slot = slot.with_context(|| {
-            format!("the tokenizer has id {id}, the model only {vocab_size}; they do not belong together")
-        })?;
         let length = match added.get(&id) {
             Some(token) if token.special => 0,
             Some(token) => token.content.len(),
@@ -169,7 +182,7 @@ pub fn token_bytes(tokenizer: &Tokenizer, vocab_size: usize) -> Result<Vec<u16>>
                 token.chars().count()
             }
         };
-        *slot = u16::try_from(length).with_context(|| format!("token {id} is too long"))?;
+        out[id as usize] = u16::try_from(length).with_context(|| format!("token {id} is too long"))?;
     }
     Ok(out)
 }

@@ -41,7 +41,7 @@ fn model() -> Source {
 
 fn articles(opened: &Opened) -> Vec<String> {
     let path: PathBuf = opened.fetch(&opened.selected().unwrap()[0]).unwrap();
-    documents::read(&path, &TextFormat::WikiDocs).unwrap().map(Result::unwrap).collect()
+    documents::read(&path, &TextFormat::WikiDocs).unwrap().map(|document| document.unwrap().text).collect()
 }
 
 #[test]

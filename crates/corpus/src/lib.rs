@@ -102,6 +102,10 @@ pub struct PartInfo {
     pub tokens: u64,
     /// UTF-8 bytes of the documents' text.
     pub bytes: u64,
+    /// Bytes that the tokens stand for, each with its length in `token_bytes`: [`PartInfo::bytes`] where the tokenizer
+    /// keeps the text as it is. Absent in folders from before it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_bytes: Option<u64>,
     /// Files, in order.
     pub shards: Vec<ShardInfo>,
 }
@@ -142,7 +146,7 @@ pub struct SourceInfo {
     pub revision: Option<String>,
     /// Documents read.
     pub documents: u64,
-    /// Documents left out because they share text with a dev, select or report document.
+    /// Documents left out because they share text with a document of another part.
     #[serde(default)]
     pub contaminated: u64,
 }

@@ -45,6 +45,8 @@ pub struct Writer {
 struct PartWriter {
     info: PartInfo,
     open: Option<Shard>,
+    /// How often each id occurs, end tokens left out.
+    uses: Vec<u64>,
 }
 
 struct Shard {
@@ -96,6 +98,8 @@ impl Writer {
         let writer = self.parts.entry(part).or_default();
         writer.info.documents += 1;
         writer.info.bytes += text_bytes;
+        writer.uses.resize(self.options.vocab_size, 0);
+        ids.iter().for_each(|&id| writer.uses[id as usize] += 1);
         let end = [self.options.end_token];
         for mut ids in [ids, &end] {
             while !ids.is_empty() {
@@ -126,6 +130,11 @@ impl Writer {
         self.parts.get(&part).map_or(0, |writer| writer.info.tokens)
     }
 
+    /// Bytes of a part's text so far, and the bytes that its tokens stand for when ids have the lengths `token_bytes`.
+    pub fn bytes(&self, part: Part, token_bytes: &[u16]) -> (u64, u64) {
+        self.parts.get(&part).map_or((0, 0), |writer| (writer.info.bytes, counted(&writer.uses, token_bytes)))
+    }
+
     /// Syncs every file and writes the manifest. `token_bytes` has, for each id, the UTF-8 length of its text (0 for
     /// control tokens).
     ///
@@ -137,10 +146,11 @@ impl Writer {
             return Err(CorpusError::Input(format!("{given} token lengths for {wanted} ids")));
         }
         let mut parts = BTreeMap::new();
-        for (part, PartWriter { mut info, open }) in self.parts {
+        for (part, PartWriter { mut info, open, uses }) in self.parts {
             if let Some(shard) = open {
                 info.shards.push(shard.finish()?);
             }
+            info.counted_bytes = Some(counted(&uses, token_bytes));
             parts.insert(part, info);
         }
         let bytes: Vec<u8> = token_bytes.iter().flat_map(|n| n.to_le_bytes()).collect();
@@ -165,6 +175,10 @@ impl Writer {
             .map_err(|source| CorpusError::Io { doing: "write", path, source })?;
         Ok(manifest)
     }
+}
+
+fn counted(uses: &[u64], token_bytes: &[u16]) -> u64 {
+    uses.iter().zip(token_bytes).map(|(uses, &bytes)| uses * u64::from(bytes)).sum()
 }
 
 impl Shard {

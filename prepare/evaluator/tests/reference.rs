@@ -46,7 +46,7 @@ fn inputs() -> anyhow::Result<Inputs> {
     base.write(folder.path(), &fetcher)?;
     let tokenizer = tokenizer::parse(&base.tokenizer()?)?;
     let all = documents::read(&articles, &TextFormat::WikiDocs)?.collect::<anyhow::Result<Vec<_>>>()?;
-    let text: String = all.iter().map(|article| format!("{article}\n\n")).collect();
+    let text: String = all.iter().map(|article| format!("{}\n\n", article.text)).collect();
     let encoding = tokenizer.encode(text.as_str(), false).map_err(anyhow::Error::msg)?;
     assert_eq!(encoding.get_ids().len(), 458_533, "tokenizer ids are not exact");
     let ids = encoding.get_ids()[..TOKENS].iter().map(|&id| i64::from(id)).collect();
