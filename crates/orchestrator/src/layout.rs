@@ -73,6 +73,11 @@ impl Layout {
         self.run().join("campaign.toml")
     }
 
+    /// The prepared data as they were when the search started.
+    pub fn data(&self) -> PathBuf {
+        self.run().join("data")
+    }
+
     /// The ledger.
     pub fn journal(&self) -> PathBuf {
         self.run().join("journal.jsonl")

@@ -180,9 +180,12 @@ impl<'a> Search<'a> {
         let start = oid(&started.start)?;
         let tip = state.incumbent().map_or(Ok(start), |row| oid(&row.commit))?;
         let worktree = workspace.prepare(&layout.tag, &layout.worktree(), tip)?;
+        // A search that began before each had its own data shares the campaign's.
+        let own = layout.data();
+        let data = if own.exists() { own } else { layout.campaign().join("data") };
         let build_dir = machine.build_dir.clone().unwrap_or_else(|| build_dir(&layout.root));
         let mut search = Self {
-            data: layout.campaign().join("data"),
+            data,
             seed: started.seed,
             agent: campaign.agent.kind,
             thinking: None,

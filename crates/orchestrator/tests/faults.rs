@@ -8,6 +8,7 @@ mod stand_ins;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -220,6 +221,28 @@ fn a_second_orchestrator_is_refused() {
     assert!(child.wait().unwrap().success());
     assert_eq!(repository.outcome(), *UNDISTURBED);
     repository.check(4);
+}
+
+#[test]
+fn data_that_are_prepared_anew_leave_a_search_its_own() {
+    for has_its_own in [true, false] {
+        let repository = half_way();
+        let kept = repository.run_folder().join("data");
+        if !has_its_own {
+            // As in a search that began before there were such folders.
+            fs::remove_dir_all(&kept).unwrap();
+        }
+        let prepare = repository.dir.path().join("stand-ins/bin/prepare");
+        let script = fs::read_to_string(&prepare).unwrap();
+        let (old, new) = ("echo '{}' > \"$data/prepared.json\"", "echo '{\"version\":2}' > \"$data/new\"");
+        assert!(script.contains(old));
+        fs::write(&prepare, script.replace(old, &format!("{new}; mv \"$data/new\" \"$data/prepared.json\""))).unwrap();
+        repository.run(&["setup", "nano"]);
+        let stamp = |folder: &Path| fs::read_to_string(folder.join("prepared.json")).unwrap();
+        assert_eq!(stamp(&repository.root().join("experiments/nano/data")), "{\"version\":2}\n");
+        assert_eq!(stamp(&kept), "{}\n");
+        goes_on_as_if_nothing_had_been(&repository);
+    }
 }
 
 #[test]

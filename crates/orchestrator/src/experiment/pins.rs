@@ -51,7 +51,10 @@ impl Search<'_> {
         }
         Err(Failure::Checkout {
             message: format!("not what this search started with: {}", changed.join(", ")),
-            hint: "figures would not compare: put it back, or start another search with --tag".into(),
+            hint:
+                "figures would not compare: put it back, or start another search with --tag (data that were prepared \
+                   anew cannot be put back; a search that begins now keeps its own)"
+                    .into(),
         })
     }
 }

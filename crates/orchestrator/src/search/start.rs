@@ -346,7 +346,7 @@ fn check_same(layout: &Layout, file: &Path, options: &Options) -> Result<(), Fai
     Ok(())
 }
 
-/// Pins a new search: copies of evaluator and campaign, and the record of what it is.
+/// Pins a new search: copies of evaluator, campaign and data, and the record of what it is.
 pub(crate) fn begin(
     layout: &Layout,
     file: &Path,
@@ -364,8 +364,7 @@ pub(crate) fn begin(
         .with_context(|| format!("cannot copy {} to {}", ready.evaluator.display(), evaluator.display()))?;
     let campaign_sha256 =
         files::copy(file, &layout.campaign_copy()).with_context(|| format!("cannot copy {}", file.display()))?;
-    let stamp = ready.data.join("prepared.json");
-    let data_sha256 = files::sha256(&stamp).with_context(|| format!("cannot read {}", stamp.display()))?;
+    let data_sha256 = setup::keep(&ready.data, &layout.data())?;
     let started = Started {
         campaign: layout.name.clone(),
         tag: layout.tag.clone(),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use campaign::Campaign;
 
+pub use data::keep;
 pub use libtorch::{folder as libtorch_folder, libtorch};
 
 /// What a campaign runs with.
