@@ -294,3 +294,72 @@ impl Reader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SHARES: [(Part, f64); 4] = [(Part::Train, 0.6), (Part::Dev, 0.1), (Part::Select, 0.15), (Part::Report, 0.15)];
+
+    /// Words of its own, and text and a title that others may have too.
+    fn document(i: usize, words: usize, shared: Option<u8>, title: Option<u8>) -> documents::Document {
+        let mut text: String = (0..words).map(|j| format!("w{i}x{j} ")).collect();
+        (0..13).for_each(|j| text.extend(shared.map(|shared| format!("shared{shared}x{j} "))));
+        let title = title.map(|title| {
+            format!("{} Title {}", if i % 2 == 0 { "The" } else { "the" }, ["a", "b"][usize::from(title)])
+        });
+        documents::Document { title, text }
+    }
+
+    fn split_of(documents: &[documents::Document], seed: u64, link: bool) -> BTreeMap<String, Part> {
+        let file = tempfile::tempfile().unwrap();
+        let mut collector = Collector {
+            seed,
+            out: BufWriter::new(file),
+            written: 0,
+            seen: HashSet::new(),
+            documents: Vec::new(),
+            duplicates: 0,
+        };
+        for document in documents {
+            assert!(collector.take(document, 0).unwrap());
+        }
+        let spool = Spool(Some(map(&collector.out.into_inner().unwrap()).unwrap()));
+        let pool = Pool { shares: &SHARES, documents: collector.documents };
+        let parts = pool.split(&spool, link, &mut Vec::new());
+        parts.into_iter().map(|(document, part)| (spool.text(&document).to_owned(), part)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn linked_documents_are_never_parted_and_none_is_lost(
+            drawn in prop::collection::vec((1_usize..60, 0_u8..12, 0_u8..16), 1..80),
+            seed in any::<u64>(),
+        ) {
+            let all: Vec<documents::Document> = drawn
+                .iter()
+                .enumerate()
+                .map(|(i, &(words, shared, title))| {
+                    document(i, words, (shared < 6).then_some(shared), (title < 2).then_some(title))
+                })
+                .collect();
+            let parts = split_of(&all, seed, true);
+            prop_assert_eq!(parts.len(), all.len());
+            let reversed: Vec<documents::Document> = all.iter().rev().cloned().collect();
+            prop_assert_eq!(&split_of(&reversed, seed, true), &parts, "the order of reading makes no difference");
+            prop_assert_eq!(split_of(&all, seed, false).len(), all.len());
+            for (i, a) in all.iter().enumerate() {
+                for (j, b) in all.iter().enumerate() {
+                    let (x, y) = (drawn[i], drawn[j]);
+                    if (x.1 < 6 && x.1 == y.1) || (x.2 < 2 && x.2 == y.2) {
+                        prop_assert_eq!(parts[&a.text], parts[&b.text], "{} and {}", i, j);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -122,13 +122,14 @@ pub struct Source {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// Seed of the shuffle and of the split by document.
+    /// Seed of the shuffle and of the split.
     #[serde(default)]
     pub seed: u64,
     /// Stop reading training text at this many tokens.
     #[serde(default)]
     pub max_train_tokens: Option<u64>,
-    /// Drop training documents that share a 13-word sequence with a dev, select or report document.
+    /// Keep documents that share a 13-word sequence, or nearly a title, in one part; leave training documents out that
+    /// share a sequence with a dev, select or report document of another source.
     #[serde(default = "yes")]
     pub decontaminate: bool,
     /// `[[data.text]]`, at least one.
@@ -143,7 +144,7 @@ pub struct Text {
     pub source: Source,
     /// How documents are found in it.
     pub format: TextFormat,
-    /// Share of the documents per part; the shares sum to 1.
+    /// Share of the text per part; the shares sum to 1.
     pub parts: BTreeMap<Part, f64>,
 }
 

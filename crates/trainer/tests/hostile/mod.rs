@@ -82,6 +82,7 @@ pub fn recipes_are_survived(checkout: &Checkout) {
             refused(&[
                 reads(&select),
                 reads(&select.replace("select", "report")),
+                reads(&format!("{run}/data/text/select-00000.tokens")),
                 format!("std::fs::read_dir({:?}).is_ok()", format!("{root}/.git")),
                 format!("std::fs::read_dir({:?}).is_ok()", format!("{home}/.ssh")),
                 format!("std::fs::read_dir({home:?}).is_ok()"),
