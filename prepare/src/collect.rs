@@ -307,9 +307,7 @@ mod tests {
     fn document(i: usize, words: usize, shared: Option<u8>, title: Option<u8>) -> documents::Document {
         let mut text: String = (0..words).map(|j| format!("w{i}x{j} ")).collect();
         (0..13).for_each(|j| text.extend(shared.map(|shared| format!("shared{shared}x{j} "))));
-        let title = title.map(|title| {
-            format!("{} Title {}", if i % 2 == 0 { "The" } else { "the" }, ["a", "b"][usize::from(title)])
-        });
+        let title = title.map(|title| format!("{} Title {}", ["The", "the"][i % 2], ["a", "b"][usize::from(title)]));
         documents::Document { title, text }
     }
 

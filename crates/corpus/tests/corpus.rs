@@ -53,6 +53,8 @@ fn what_is_written_is_read_across_shards() {
                 let info = &manifest.parts[&part];
                 assert_eq!(info.tokens, wanted.len() as u64);
                 assert_eq!(info.bytes, 3 * (info.tokens - info.documents));
+                let own = documents(vocab_size).into_iter().filter(|(of, _)| *of == part).flat_map(|(_, ids)| ids);
+                assert_eq!(info.counted_bytes, Some(own.map(|id| u64::from(id % 9)).sum()));
                 assert_eq!(info.shards.len() as u64, info.tokens.div_ceil(shard_tokens));
                 let tokens = corpus.part(part).unwrap();
                 tokens.verify().unwrap();
