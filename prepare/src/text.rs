@@ -108,7 +108,10 @@ pub fn write(
         }
         let (bytes, counted) = writer.bytes(part, &lengths);
         check_bytes(part, bytes, counted)?;
-        check_size(campaign, part, writer.tokens(part)).with_context(|| library.notes.join("\n"))?;
+        check_size(campaign, part, writer.tokens(part)).map_err(|error| {
+            let notes: String = library.notes.iter().map(|note| format!("\n{note}")).collect();
+            anyhow!("{error}{notes}")
+        })?;
     }
     Ok(writer.finish(&lengths, sources)?)
 }

@@ -52,6 +52,7 @@ fn a_part_that_is_too_small_says_what_it_needs() {
     let run = prepare(folder, "data");
     let wanted = "its figure needs at least 3840 (evaluation.window = 240, 16 of them): give report a larger share";
     assert!(!run.ok && run.errors.contains(wanted), "{}", run.errors);
+    assert!(run.errors.starts_with("error: report has "), "{}", run.errors);
     assert!(run.errors.contains("shorten evaluation.window to at most"), "{}", run.errors);
     assert!(!folder.join("data/prepared.json").exists());
 
