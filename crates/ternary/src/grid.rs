@@ -4,13 +4,14 @@
 use artifact::Grouping;
 use tch::{Kind, Tensor};
 
-use crate::learned::{LearnedRule, sum_groups};
+use crate::learned::{EFFICIENT_QAT, LEAST_ALPHA, LearnedRule, sum_groups};
 use crate::quantize::{
     NotTernary, Quantized, Scale, check, grouped, quantize, quantize_with, scales_shape, snap, spread,
 };
 
 /// A grid of levels with trained scales α and, where it has any, offsets. Below x = w/α, G = dL/dQ(w), N the number of
-/// weights of the matrix, round to even, all sums over a group.
+/// weights of the matrix, round to even, all sums over a group. α is bounded as [`LearnedRule`] says: at least 1e-5, or
+/// within EfficientQAT's 1e-4 ‥ 1e4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grid {
     /// Stretched elastic quantization with two bits (ParetoQ, arXiv 2502.02631): the levels ±¼α, ±¾α.
@@ -35,12 +36,16 @@ pub enum Grid {
     ///
     /// Q = (clamp(round(x) + z, 0, M) − z)·α with z rounded into 0 ‥ M and α kept in 1e-4 ‥ 1e4, whose gradients pass
     /// through; where round(x) + z lies within 0 ‥ M: dw = G, dα = Σ G·(round(x) − x), dz = 0; elsewhere dw = 0,
-    /// dα = Σ G·Q/α, dz = −Σ G·α. Starts at α = (max w − min w)/M, z = −round(min w/α).
+    /// dα = Σ G·Q/α, dz = −Σ G·α. Starts at α = (max w − min w)/M within its bounds and z = −round(clamp(min w/α, ±1e4)):
+    /// `UniformAffineQuantizer` in the authors' `quantize/quantizer.py`.
     Affine {
         /// 1 or more.
         bits: u32,
     },
 }
+
+/// Bound of min w/α in [`Grid::Affine`]'s start.
+const FARTHEST_ZERO: f64 = 1e4;
 
 /// Trained beside the weights: a number a group each, in the shape of [`Quantized::scales`], f32.
 #[derive(Debug)]
@@ -81,12 +86,22 @@ impl Grid {
                 }
                 Self::Affine { .. } => {
                     let (low, high) = (groups.amin(-1, false), groups.amax(-1, false));
-                    let scales = ((high - &low) / self.most()).clamp(1e-4, 1e4);
-                    let offsets = Some((low / &scales).round().neg().reshape(&shape));
+                    let scales = ((high - &low) / self.most());
+                    let scales = self.bounded(&scales);
+                    let zero = (low / &scales).clamp(-FARTHEST_ZERO, FARTHEST_ZERO).round().neg();
+                    let offsets = Some(zero.reshape(&shape));
                     Levels { scales: scales.reshape(&shape), offsets }
                 }
             }
         })
+    }
+
+    /// α as the forward pass takes it.
+    fn bounded(self, alpha: &Tensor) -> Tensor {
+        match self {
+            Self::StretchedTwoBit | Self::Lsq { .. } | Self::Dlt => alpha.clamp_min(LEAST_ALPHA),
+            Self::Affine { .. } => alpha.clamp(EFFICIENT_QAT[0], EFFICIENT_QAT[1]),
+        }
     }
 
     /// The largest integer code.
@@ -101,7 +116,7 @@ impl Grid {
     /// Q(w), f32 `[out, in]`.
     pub fn values(self, w: &Tensor, levels: &Levels) -> Tensor {
         tch::no_grad(|| {
-            let alpha = spread(&levels.scales, w);
+            let alpha = spread(&self.bounded(&levels.scales), w);
             let x = w / &alpha;
             let offset = || spread(levels.offsets.as_ref().expect("made in start"), w);
             match self {
@@ -109,9 +124,8 @@ impl Grid {
                 Self::Lsq { .. } => x.round().clamp(-self.most() - 1.0, self.most()) * alpha,
                 Self::Dlt => x.round().clamp(-1.0, 1.0) * alpha + offset(),
                 Self::Affine { .. } => {
-                    let alpha = alpha.clamp(1e-4, 1e4);
                     let zero = offset().round().clamp(0.0, self.most());
-                    (((w / &alpha).round() + &zero).clamp(0.0, self.most()) - zero) * alpha
+                    ((x.round() + &zero).clamp(0.0, self.most()) - zero) * alpha
                 }
             }
         })
@@ -120,7 +134,7 @@ impl Grid {
     /// dw, dα and those of the offsets, given `gradient` (G), all f32 `[out, in]`.
     pub fn gradients(self, w: &Tensor, levels: &Levels, gradient: &Tensor) -> GridGradients {
         tch::no_grad(|| {
-            let alpha = spread(&levels.scales, w);
+            let alpha = spread(&self.bounded(&levels.scales), w);
             let x = w / &alpha;
             let sum = |slope: &Tensor| sum_groups(&(slope * gradient), &levels.scales);
             let masked = |inside: &Tensor| gradient * inside.to_kind(Kind::Float);
@@ -145,8 +159,6 @@ impl Grid {
                     GridGradients { master, levels: Levels { scales, offsets } }
                 }
                 Self::Affine { .. } => {
-                    let alpha = alpha.clamp(1e-4, 1e4);
-                    let x = w / &alpha;
                     let zero = spread(levels.offsets.as_ref().expect("made in start"), w);
                     let zero = zero.round().clamp(0.0, self.most());
                     let code = x.round() + &zero;
@@ -210,7 +222,7 @@ impl GridWeight {
     /// The levels as they would be stored.
     fn stored(&self) -> Levels {
         let offsets = self.levels.offsets.as_ref().map(Tensor::shallow_clone);
-        Levels { scales: snap(&self.levels.scales), offsets }
+        Levels { scales: snap(&self.grid.bounded(&self.levels.scales)), offsets }
     }
 
     /// Writes w + λ·(Q(w) − w) into a fresh leaf without a gradient.
@@ -243,7 +255,7 @@ impl GridWeight {
     pub fn export(&self) -> Result<Quantized, NotTernary> {
         match (self.grid, &self.levels.offsets) {
             (Grid::Dlt, Some(shift)) if shift.abs().max().double_value(&[]) == 0.0 => {
-                Ok(quantize_with(&self.master, self.grouping, &self.levels.scales, 0.5))
+                Ok(quantize_with(&self.master, self.grouping, &self.grid.bounded(&self.levels.scales), 0.5))
             }
             (Grid::Dlt, _) => Err(NotTernary {
                 what: "DLT's shift γ".into(),

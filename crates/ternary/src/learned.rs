@@ -18,6 +18,11 @@ use crate::slopes::{self, Slopes};
 /// | Binary | α | 0 | G·1\[\|x\| ≤ 1\] | g·G·sign x |
 ///
 /// with g = 1/√(number of weights of the matrix). All are exported exactly: codes, and s in f16.
+///
+/// α is taken as max(α, 1e-5) by ParetoQ's rules (`models/utils_quant.py` of facebookresearch/ParetoQ: forward of
+/// `LsqBinaryTernaryExtension` and `StretchedElasticQuant`), and within 1e-4 ‥ 1e4 by EfficientQAT's (`clamp_ste` in
+/// `quantize/quantizer.py` of OpenGVLab/EfficientQAT). Its gradient is that at the bound and reaches α itself, so a scale
+/// beyond a bound can return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LearnedRule {
     /// LSQ (arXiv 1902.08153), as ParetoQ's code has it for three levels.
@@ -32,6 +37,11 @@ pub enum LearnedRule {
     /// ParetoQ's for one bit: no weight becomes 0 but one that is. ParetoQ starts from [`Scale::AbsMean`].
     Binary,
 }
+
+/// The least α of ParetoQ's forward passes.
+pub(crate) const LEAST_ALPHA: f64 = 1e-5;
+/// EfficientQAT's scales stay between these.
+pub(crate) const EFFICIENT_QAT: [f64; 2] = [1e-4, 1e4];
 
 impl LearnedRule {
     /// α in units of s.
@@ -51,13 +61,22 @@ impl LearnedRule {
     }
 
     /// Where training starts: α such that s is `scale`'s with its own deadzone, in the shape of
-    /// [`crate::quantize::Quantized::scales`]; for [`Scale::AbsMax`] α = max|w|, as ParetoQ and EfficientQAT start.
+    /// [`crate::quantize::Quantized::scales`]. [`Scale::AbsMax`] stands for the source's own start: ParetoQ's α = max|w|,
+    /// and EfficientQAT's (max w − min w)/(2^b − 1), kept in 1e-4 ‥ 1e4, with the 2 steps between three levels in place
+    /// of 2^b − 1.
     ///
     /// On pretrained weights max|w| makes most codes zero and takes many tokens to recover from: in short runs start
     /// from [`Scale::Twn`] or [`Scale::Mse`].
     pub fn start(self, w: &Tensor, grouping: Grouping, scale: Scale) -> Tensor {
         if scale == Scale::AbsMax {
-            return tch::no_grad(|| grouped(w, grouping).abs().amax(-1, false).reshape(scales_shape(w, grouping)));
+            return tch::no_grad(|| {
+                let groups = grouped(w, grouping);
+                let alpha = match self {
+                    Self::EfficientQat => self.bounded(&((groups.amax(-1, false) - groups.amin(-1, false)) / 2.0)),
+                    Self::Lsq | Self::Stretched | Self::Binary => groups.abs().amax(-1, false),
+                };
+                alpha.reshape(scales_shape(w, grouping))
+            });
         }
         self.scales_of(&quantize(w, grouping, scale, scale.default_deadzone()).scales)
     }
@@ -67,9 +86,17 @@ impl LearnedRule {
         levels * self.stretch()
     }
 
-    /// s of α.
+    /// s of α, whose bounds it is kept in.
     pub fn levels(self, alpha: &Tensor) -> Tensor {
-        alpha / self.stretch()
+        self.bounded(alpha) / self.stretch()
+    }
+
+    /// α as the forward pass takes it.
+    fn bounded(self, alpha: &Tensor) -> Tensor {
+        match self {
+            Self::Lsq | Self::Stretched | Self::Binary => alpha.clamp_min(LEAST_ALPHA),
+            Self::EfficientQat => alpha.clamp(EFFICIENT_QAT[0], EFFICIENT_QAT[1]),
+        }
     }
 
     /// α as the stored s has it.
@@ -103,6 +130,7 @@ impl LearnedRule {
         beside: f64,
     ) -> (Tensor, Tensor) {
         tch::no_grad(|| {
+            let alpha = &self.bounded(alpha);
             let slopes = Slopes {
                 level: (1.0 / self.stretch()) as f32,
                 threshold: (self.deadzone() / self.stretch()) as f32,

@@ -338,3 +338,47 @@ fn features() {
     loss.backward();
     agrees(&student.grad(), "/off_cos_loss/ds", 1e-6);
 }
+
+/// The values are those that the authors' code gives for these weights: `models/utils_quant.py` of ParetoQ and
+/// `quantize/quantizer.py` of EfficientQAT, whose bounds they are.
+#[test]
+fn scales_stay_within_the_sources_bounds() {
+    let (w, gradient) = (
+        Tensor::from_slice(&[0.0f32, 0.0, 0.5, -0.25]).reshape([2, 2]),
+        Tensor::ones([2, 2], (Kind::Float, tch::Device::Cpu)),
+    );
+    let alpha = Tensor::from_slice(&[0.0f32, -0.3]).reshape([2, 1]);
+    for (rule, least) in [
+        (LearnedRule::Lsq, 1e-5),
+        (LearnedRule::Stretched, 1e-5 / 1.5),
+        (LearnedRule::Binary, 1e-5),
+        (LearnedRule::EfficientQat, 1e-4),
+    ] {
+        close(&values(&rule.levels(&alpha)), &[least; 2], 1e-11);
+        // Of zeros at α = 0 and of weights far beyond a negative α: sign(w)·G summed, times g.
+        let (master, scales) = rule.gradients(&w, &alpha, &gradient);
+        close(&values(&scales), &[0.0, 0.0], 1e-6);
+        assert_eq!(values(&master)[2..], [0.0, 0.0], "{rule:?}: both lie beyond the bound");
+    }
+    let far = Tensor::from_slice(&[1e5f32]).reshape([1, 1]);
+    close(&values(&LearnedRule::EfficientQat.levels(&far)), &[1e4], 1e-3);
+    for grid in [Grid::StretchedTwoBit, Grid::Lsq { bits: 3 }, Grid::Dlt] {
+        let offsets = (grid == Grid::Dlt).then(|| alpha.zeros_like());
+        let levels = Levels { scales: alpha.shallow_clone(), offsets };
+        assert!(values(&grid.values(&w, &levels)).iter().all(|v| v.abs() < 1e-4), "{grid:?}");
+        let found = grid.gradients(&w, &levels, &gradient);
+        assert!(values(&found.levels.scales).iter().all(|v| v.is_finite()), "{grid:?}");
+    }
+}
+
+#[test]
+fn efficientqat_starts_from_the_range() {
+    let w = Tensor::from_slice(&[0.1f32, 0.5, -0.3, 0.2, 2.0, 2.0, -2.0, -2.0]).reshape([4, 2]);
+    let alpha = LearnedRule::EfficientQat.start(&w, Grouping::Row, Scale::AbsMax);
+    close(&values(&alpha), &[0.2, 0.25, 1e-4, 1e-4], 1e-7);
+    close(&values(&LearnedRule::Stretched.start(&w, Grouping::Row, Scale::AbsMax)), &[0.5, 0.3, 2.0, 2.0], 1e-7);
+    let levels = Grid::Affine { bits: 2 }.start(&w, Grouping::Row);
+    close(&values(&levels.scales), &[0.4 / 3.0, 0.5 / 3.0, 1e-4, 1e-4], 1e-7);
+    // min/s is ∓20,000 in the last two.
+    close(&values(&levels.offsets.expect("z")), &[-1.0, 2.0, -1e4, 1e4], 0.0);
+}
