@@ -255,6 +255,11 @@ impl Campaign {
                 return Err(format!("noise.{key} is {value}; it is a probability above 0 and below 0.5"));
             }
         }
+        for (key, value) in [("min_gain", noise.min_gain), ("margin", noise.margin)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(format!("noise.{key} is {value}; it is in nats per token, above 0"));
+            }
+        }
         if noise.fresh_runs == 0 {
             return Err("noise.fresh_runs is 0; the lucky run that was kept would be the bar, so take 1 or more".into());
         }

@@ -286,11 +286,15 @@ pub struct Noise {
     pub borderline: f64,
     /// Most runs of one candidate before it is decided.
     pub max_runs: usize,
+    /// Least mean gain that is kept for itself, nats per token.
+    pub min_gain: f64,
+    /// A candidate with a smaller file is kept when it is shown to be worse by less than this, nats per token.
+    pub margin: f64,
 }
 
 impl Default for Noise {
     fn default() -> Self {
-        Self { replicates: 3, fresh_runs: 4, level: 0.05, borderline: 0.2, max_runs: 12 }
+        Self { replicates: 3, fresh_runs: 4, level: 0.05, borderline: 0.2, max_runs: 12, min_gain: 0.001, margin: 0.02 }
     }
 }
 

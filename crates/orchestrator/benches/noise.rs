@@ -15,6 +15,11 @@ use rand::{RngExt, SeedableRng};
 const CAMPAIGNS: u64 = 4000;
 /// As many for each of the settings that are tried; their seeds are others than the table's.
 const CHOOSING: u64 = 500;
+/// Run-to-run standard deviation of the worlds in nats per token, that of `nano` and one of a campaign with little of it.
+const NOISE: f64 = 0.038;
+const LITTLE_NOISE: f64 = 0.01;
+/// Share of the proposals that store fewer bits than the incumbent.
+const SMALLER: f64 = 0.1;
 /// Hours of each.
 const HOURS: f64 = 8.0;
 /// Windows of `nano`'s select part.
@@ -40,11 +45,11 @@ struct World {
 /// Effects of the first two after the 39 proposals of the search in `nano` (4 of 39 measured lower than the incumbent,
 /// gains of up to 0.04, two thirds more than 0.05 worse); the others for what an agent that turns no knobs may do.
 const WORLDS: [World; 5] = [
-    World { name: "optimizer, 60 s", helps: (0.12, 0.03), hurts: (0.7, 0.15), noise: 0.038, seconds: 78.0 },
-    World { name: "optimizer, 300 s", helps: (0.12, 0.03), hurts: (0.7, 0.15), noise: 0.038, seconds: 340.0 },
-    World { name: "small edits, 60 s", helps: (0.08, 0.02), hurts: (0.5, 0.06), noise: 0.038, seconds: 78.0 },
-    World { name: "rare gains, 60 s", helps: (0.03, 0.04), hurts: (0.5, 0.15), noise: 0.038, seconds: 78.0 },
-    World { name: "little noise, 60 s", helps: (0.12, 0.03), hurts: (0.7, 0.15), noise: 0.01, seconds: 78.0 },
+    World { name: "optimizer, 60 s", helps: (0.12, 0.03), hurts: (0.7, 0.15), noise: NOISE, seconds: 78.0 },
+    World { name: "optimizer, 300 s", helps: (0.12, 0.03), hurts: (0.7, 0.15), noise: NOISE, seconds: 340.0 },
+    World { name: "small edits, 60 s", helps: (0.08, 0.02), hurts: (0.5, 0.06), noise: NOISE, seconds: 78.0 },
+    World { name: "rare gains, 60 s", helps: (0.03, 0.04), hurts: (0.5, 0.15), noise: NOISE, seconds: 78.0 },
+    World { name: "little noise, 60 s", helps: (0.12, 0.03), hurts: (0.7, 0.15), noise: LITTLE_NOISE, seconds: 78.0 },
 ];
 
 /// How a candidate is judged.
@@ -61,6 +66,11 @@ struct Outcome {
     candidates: f64,
     keeps: f64,
     false_keeps: f64,
+    /// Candidates that are smaller.
+    smaller: f64,
+    /// Those kept for it, and those of them that are worse by the margin or more.
+    smaller_keeps: f64,
+    wrong_smaller_keeps: f64,
     /// True loss at the end against the baseline's, and its square, for the standard error.
     change: f64,
     squares: f64,
@@ -70,6 +80,10 @@ struct Outcome {
 impl Outcome {
     fn per_hundred(&self) -> f64 {
         100.0 * self.false_keeps / self.candidates
+    }
+
+    fn wrong_per_hundred(&self) -> f64 {
+        100.0 * self.wrong_smaller_keeps / self.smaller
     }
 
     fn loss(&self) -> f64 {
@@ -89,8 +103,16 @@ fn main() {
     let settings = Settings::default();
     println!("{settings:?}");
     println!(
-        "{:<20} {:<16} {:>11} {:>6} {:>16} {:>9} {:>19}",
-        "world", "rule", "experiments", "keeps", "false per 100", "ratio", "true loss"
+        "{:<20} {:<16} {:>11} {:>6} {:>16} {:>9} {:>19} {:>14} {:>22}",
+        "world",
+        "rule",
+        "experiments",
+        "keeps",
+        "false per 100",
+        "ratio",
+        "true loss",
+        "smaller keeps",
+        "wrong per 100 smaller"
     );
     for world in &WORLDS {
         let rules = [("lower", Rule::Lower), ("three seeds", Rule::ThreeSeeds), ("gate", Rule::Gate(settings))];
@@ -99,7 +121,7 @@ fn main() {
             let outcome = simulate(world, rule, 0, CAMPAIGNS);
             let base = *first.get_or_insert(outcome.per_hundred());
             println!(
-                "{:<20} {:<16} {:>11.0} {:>6.1} {:>16.3} {:>9.3} {:>+10.4} ± {:.4}",
+                "{:<20} {:<16} {:>11.0} {:>6.1} {:>16.3} {:>9.3} {:>+10.4} ± {:.4} {:>14.2} {:>22.3}",
                 world.name,
                 name,
                 outcome.candidates / outcome.campaigns,
@@ -108,6 +130,8 @@ fn main() {
                 outcome.per_hundred() / base,
                 outcome.loss(),
                 outcome.error(),
+                outcome.smaller_keeps / outcome.campaigns,
+                outcome.wrong_per_hundred(),
             );
         }
     }
@@ -123,7 +147,8 @@ fn choose() {
             for max_runs in [8, 12] {
                 for level in [0.02, 0.03, 0.04, 0.05] {
                     for borderline in [0.15, 0.2, 0.25, 0.3] {
-                        let settings = Settings { replicates, fresh_runs, level, borderline, max_runs };
+                        let settings =
+                            Settings { replicates, fresh_runs, level, borderline, max_runs, ..Settings::default() };
                         let worlds = WORLDS.iter().zip(&lower);
                         let (mut loss, mut worst) = (0.0, 0.0_f64);
                         for (world, lower) in worlds {
@@ -177,17 +202,25 @@ fn campaign(world: &World, rule: Rule, seed: u64, outcome: &mut Outcome) {
         };
         // What `select` shows of the gain; the text that it consists of favours some recipes.
         let seen = loss - gain - text;
-        let (keep, runs) = match rule {
+        let smaller = proposals.random_range(0.0..1.0) < SMALLER;
+        let (next, runs) = match rule {
             Rule::Lower | Rule::ThreeSeeds => {
                 let runs: Vec<f64> = (0..first).map(|_| device.run(seen)).collect();
-                (mean(&runs) < mean(&incumbent), runs)
+                (if mean(&runs) < mean(&incumbent) { Next::Keep } else { Next::Discard }, runs)
             }
-            Rule::Gate(settings) => gate(&settings, &mut device, seen, loss, &mut incumbent, &mut groups),
+            Rule::Gate(settings) => gate(&settings, &mut device, (seen, loss), smaller, &mut incumbent, &mut groups),
         };
         outcome.candidates += 1.0;
-        if keep && device.left > 0 {
+        outcome.smaller += f64::from(smaller);
+        if next != Next::Discard && device.left > 0 {
             outcome.keeps += 1.0;
-            outcome.false_keeps += f64::from(gain <= 0.0);
+            // What is kept for its size need not gain.
+            outcome.false_keeps += f64::from(next == Next::Keep && gain <= 0.0);
+            if next == Next::KeepSmaller {
+                outcome.smaller_keeps += 1.0;
+                let margin = if let Rule::Gate(settings) = rule { settings.margin } else { 0.0 };
+                outcome.wrong_smaller_keeps += f64::from(gain <= -margin);
+            }
             loss -= gain;
             incumbent = match rule {
                 Rule::Lower | Rule::ThreeSeeds => runs,
@@ -204,37 +237,37 @@ fn campaign(world: &World, rule: Rule, seed: u64, outcome: &mut Outcome) {
     outcome.campaigns += 1.0;
 }
 
-/// As the search does it: runs until the verdict.
+/// As the search does it: runs until the verdict. The losses are the candidate's, as `select` shows it, and the
+/// incumbent's.
 fn gate(
     settings: &Settings,
     device: &mut Device,
-    seen: f64,
-    loss: f64,
+    (seen, loss): (f64, f64),
+    smaller: bool,
     incumbent: &mut Vec<f64>,
     groups: &mut Vec<Vec<f64>>,
-) -> (bool, Vec<f64>) {
+) -> (Next, Vec<f64>) {
     let mut runs = vec![device.run(seen)];
-    let keep = loop {
+    let next = loop {
         let last = groups.len() - 1;
         groups[last].clone_from(incumbent);
         // The first run decided whether there would be others.
         let noise = Noise::pooled(groups.iter().map(Vec::as_slice).chain([&runs[1..]]));
         let windows = Some(Windows { error: WINDOW_ERROR, count: WINDOWS });
         let evidence = Evidence { candidate: &runs, incumbent, windows, noise };
-        match decide(&compare(&evidence), false, settings) {
-            Next::Keep | Next::KeepSmaller => break true,
-            Next::Discard => break false,
-            _ if device.left == 0 => break false,
+        match decide(&compare(&evidence), smaller, settings) {
+            end @ (Next::Keep | Next::KeepSmaller | Next::Discard) => break end,
+            _ if device.left == 0 => break Next::Discard,
             Next::RunCandidate => runs.push(device.run(seen)),
             Next::RunIncumbent => incumbent.push(device.run(loss)),
         }
     };
     // Those of a new incumbent come with its other runs.
-    if runs.len() > 2 && !keep {
+    if runs.len() > 2 && next == Next::Discard {
         // Before the incumbent's, which is the last.
         groups.insert(0, runs[1..].to_vec());
     }
-    (keep, runs)
+    (next, runs)
 }
 
 /// Gives measured losses until its time is over.

@@ -173,7 +173,7 @@ fn show_results(root: &Path, args: Results) -> Result<(), Failure> {
             .iter()
             .map(|row| plot::Point {
                 experiment: row.experiment,
-                eval_ppl: row.evaluation.as_ref().map(|e| e.eval_ppl),
+                eval_ppl: results::drawn(&state, row),
                 kept: row.status == crate::ledger::Status::Keep,
                 description: row.description.clone(),
             })

@@ -136,19 +136,26 @@ impl Search<'_> {
         let Some(incumbent) = self.state.incumbent().cloned() else {
             return Ok(self.end(Status::Keep, None, Some(measured), None)?);
         };
+        let campaign::Noise { margin, max_runs, .. } = self.campaign.noise;
         loop {
             let smaller = incumbent.evaluation.as_ref().is_some_and(|e| measured.bits_per_weight < e.bits_per_weight);
             let comparison = self.compare(&incumbent, flight.proposed.experiment, &measured);
             let (status, reason) = match verdict::decide(&comparison, smaller, &self.campaign.noise) {
                 Next::Keep => (Status::Keep, None),
-                Next::KeepSmaller => (Status::Keep, Some("no worse, and smaller".to_owned())),
+                Next::KeepSmaller => (Status::Keep, Some(format!("smaller, and less than {margin} nats worse"))),
                 Next::RunIncumbent if self.rerun_incumbent(&incumbent)? => continue,
                 // Where the incumbent's other seeds fail, the candidate has to show it with runs of its own.
                 Next::RunCandidate | Next::RunIncumbent if comparison.runs < self.campaign.noise.max_runs => {
                     self.rerun(flight.proposed.experiment)?;
                     continue;
                 }
-                Next::Discard | Next::RunCandidate | Next::RunIncumbent => (Status::Discard, None),
+                Next::Discard | Next::RunCandidate | Next::RunIncumbent => {
+                    let unshown = smaller && self.campaign.noise.replicates > 0 && comparison.gain > -margin;
+                    let reason = format!(
+                        "smaller, but {max_runs} runs do not show at this noise that it is less than {margin} nats worse"
+                    );
+                    (Status::Discard, unshown.then_some(reason))
+                }
             };
             return Ok(self.end(status, reason, Some(measured), Some(comparison))?);
         }
@@ -181,6 +188,7 @@ impl Search<'_> {
         let noise = self.campaign.noise;
         let Some(row) = self.state.incumbent().cloned().filter(|_| noise.replicates > 0) else { return Ok(true) };
         let wanted = if row.parent.is_none() { noise.replicates } else { noise.fresh_runs };
+        let before = self.state.fresh(&row).count();
         while self.state.fresh(&row).count() < wanted {
             match self.rerun_incumbent(&row) {
                 Ok(true) => {}
@@ -189,7 +197,19 @@ impl Search<'_> {
                 Err(Broken::Interrupted(_) | Broken::Failed(..)) => return Ok(false),
             }
         }
+        if row.parent.is_none() && before < wanted {
+            self.tell_noise(&row);
+        }
         Ok(true)
+    }
+
+    /// Tells what the baseline's runs say of the noise, and what it does not allow.
+    fn tell_noise(&self, row: &Row) {
+        let Some(noise) = self.state.noise() else { return };
+        self.printer.notice(&results::noise(&noise, row));
+        if let Some(told) = results::unsupported(&noise, &self.campaign.noise) {
+            self.printer.notice(&told);
+        }
     }
 
     /// Runs a kept recipe with another seed. A failure is written down; after as many as runs are wanted, the recipe is

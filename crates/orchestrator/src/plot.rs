@@ -11,7 +11,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 pub struct Point {
     /// Number in its campaign, from 1.
     pub experiment: u64,
-    /// Perplexity on `select`; `None` when nothing was measured.
+    /// Perplexity on `select`, as [`crate::results::drawn`] has it; `None` when nothing was measured.
     pub eval_ppl: Option<f64>,
     /// Whether it was kept.
     pub kept: bool,
@@ -60,7 +60,7 @@ pub fn write(path: &Path, campaign: &str, points: &[Point]) -> Result<(), String
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.08))
             .x_desc("experiment")
-            .y_desc("eval_ppl on select (lower is better)")
+            .y_desc("eval_ppl on select (kept: mean; others: first run)")
             .x_label_formatter(&|x| format!("{x:.0}"))
             .y_label_formatter(&|y| format!("{y:.1}"))
             .draw()?;

@@ -16,7 +16,8 @@ use crate::files;
 use crate::ledger::{Row, Status};
 use crate::workspace::Workspace;
 
-pub use table::{Document, header, line, noise, print, summary};
+pub use kept::{Figures, drawn, figures};
+pub use table::{Document, header, line, noise, print, summary, unsupported};
 
 /// The first five are those of karpathy/autoresearch.
 pub const COLUMNS: [&str; 22] = [

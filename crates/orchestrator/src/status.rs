@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use campaign::Campaign;
+use corpus::Part;
 use sandbox::Enforced;
 use serde::Serialize;
 
@@ -11,7 +13,7 @@ use crate::error::Failure;
 use crate::journal;
 use crate::layout::{self, Layout};
 use crate::ledger::{Evaluation, Row, State, Time};
-use crate::results;
+use crate::results::{self, Figures};
 use crate::search;
 use crate::secrets;
 use crate::verdict::Noise;
@@ -35,15 +37,19 @@ pub struct Status<'a> {
     pub kept: usize,
     /// The experiment that is not over.
     pub in_flight: Option<InFlight<'a>>,
-    /// The first row.
+    /// Baseline and best on `select`, by the means of runs that selected neither.
+    pub select: Option<Figures>,
+    /// The same on `report`.
+    pub report: Option<Figures>,
+    /// The first row, with the figures of its first run.
     pub baseline: Option<&'a Row>,
-    /// The best row.
+    /// The best row, with the figures of its first run.
     pub best: Option<&'a Row>,
     /// The full-precision parent on `select`.
     pub floor: Option<&'a Evaluation>,
-    /// Final figures of the baseline.
+    /// Final figures of the baseline's artifact, that of its first run.
     pub baseline_report: Option<&'a Evaluation>,
-    /// Final figures of the best.
+    /// The same of the best.
     pub best_report: Option<&'a Evaluation>,
     /// Where the time went.
     pub time: Time,
@@ -51,6 +57,10 @@ pub struct Status<'a> {
     pub cost: Option<Cost>,
     /// The run-to-run noise, where it was measured.
     pub noise: Option<Noise>,
+    /// Whether every run of each recipe gave the same loss to the bit, so that luck cannot be measured.
+    pub noise_is_blind: bool,
+    /// What this noise does not allow of the campaign's settings.
+    pub noise_hint: Option<String>,
     /// What the sandbox enforced in the last run that trained.
     pub sandbox: Option<&'a Enforced>,
 }
@@ -86,6 +96,8 @@ impl<'a> Status<'a> {
                 elapsed_s: clock::seconds_since(&flight.since).round(),
                 description: &flight.proposed.description,
             }),
+            select: results::figures(state, Part::Select),
+            report: results::figures(state, Part::Report),
             baseline: state.baseline(),
             best: state.incumbent(),
             floor: state.floor.as_ref(),
@@ -94,6 +106,11 @@ impl<'a> Status<'a> {
             time: state.time,
             cost: state.cost(),
             noise: state.noise(),
+            noise_is_blind: state.noise().is_some_and(|noise| noise.is_blind()),
+            noise_hint: state.noise().and_then(|noise| {
+                let campaign = Campaign::load(&layout.campaign_copy()).ok()?;
+                results::unsupported(&noise, &campaign.noise)
+            }),
             sandbox: state.rows.iter().rev().find_map(|row| row.trained.as_ref()?.sandbox.as_ref()),
         }
     }
@@ -111,6 +128,7 @@ impl<'a> Status<'a> {
             lines.push(format!("#{} {} {when}: {}", flight.experiment, flight.stage, flight.description));
         }
         lines.extend(results::summary(state));
+        lines.extend(self.noise_hint.clone());
         if let Some(row) = state.rows.last() {
             lines.push(format!("last: {}", results::line(row).trim_start()));
         }

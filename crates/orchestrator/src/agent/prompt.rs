@@ -175,6 +175,9 @@ fn noise(noise: Option<Noise>) -> String {
     noise.map_or_else(
         || "The run-to-run noise of this campaign is not measured yet.".into(),
         |noise| {
+            if noise.is_blind() {
+                return "The recipe gives the same loss with every seed, so luck cannot be measured in this campaign.".into();
+            }
             format!(
                 "The run-to-run standard deviation of the loss is {:.4} ± {:.4} nats per token. A gain must stand out from \
                  it; a borderline one is run again with other seeds.",

@@ -186,7 +186,17 @@ proptest! {
 /// A row that was kept or discarded after `runs` runs, with this loss in the first.
 fn with_loss(experiment: u64, status: Status, loss: f64, runs: usize) -> Event {
     let Event::Ended(row) = ended(experiment, status) else { unreachable!() };
-    let comparison = Comparison { gain: 0.1, error: 0.1, freedom: None, p: 0.1, runs, incumbent_runs: 2 };
+    let comparison = Comparison {
+        gain: 0.1,
+        error: 0.1,
+        freedom: None,
+        p: 0.1,
+        runs,
+        incumbent_runs: 2,
+        floor: 0.0,
+        repeats: false,
+        incumbent_repeats: false,
+    };
     let changed = experiment > 1;
     Event::Ended(Row {
         parent: changed.then(|| format!("{:040}", 1)),

@@ -1,6 +1,7 @@
 //! What each kept experiment gained over the baseline: when it was kept, on fresh seeds, and on the report part. What the
 //! first says more than the others is the gain by selection.
 
+use corpus::Part;
 use serde::Serialize;
 
 use crate::ledger::{Evaluation, Row, State, Status, compare};
@@ -47,6 +48,67 @@ impl Gain {
             runs: comparison.runs,
         }
     }
+}
+
+/// A recipe's mean over the runs that had no part in its being kept.
+#[derive(Debug, Serialize)]
+pub struct Mean {
+    /// Number of the experiment.
+    pub experiment: u64,
+    /// Commit of the recipe.
+    pub commit: String,
+    /// Nats per token.
+    pub loss: f64,
+    /// exp of that.
+    pub perplexity: f64,
+    /// Half of the 95 % confidence interval of the loss, of luck alone; where the noise is known.
+    pub half_interval: Option<f64>,
+    /// How many runs.
+    pub runs: usize,
+    /// Whether there is no run yet but the one that selected it.
+    pub selected: bool,
+}
+
+/// Baseline and best on a part of the text.
+#[derive(Debug, Serialize)]
+pub struct Figures {
+    /// The first recipe.
+    pub baseline: Mean,
+    /// The incumbent.
+    pub best: Mean,
+    /// Of the best over the baseline; `None` where it is the baseline.
+    pub gain: Option<Gain>,
+}
+
+/// Compares the means of baseline and best; `None` before both are measured on `part`.
+pub fn figures(state: &State, part: Part) -> Option<Figures> {
+    let (baseline, best) = (state.baseline()?, state.incumbent()?);
+    let runs = |row| if part == Part::Report { reported(state, row) } else { state.unselected(row) };
+    let mean = |row: &Row, runs: &[&Evaluation]| {
+        let loss = runs.iter().map(|run| run.eval_loss).sum::<f64>() / runs.len() as f64;
+        (!runs.is_empty()).then(|| Mean {
+            experiment: row.experiment,
+            commit: row.commit.clone(),
+            loss,
+            perplexity: loss.exp(),
+            half_interval: state.noise().and_then(|noise| noise.half_interval(runs.len())),
+            runs: runs.len(),
+            selected: row.parent.is_some() && state.fresh(row).next().is_none(),
+        })
+    };
+    let (of_baseline, of_best) = (runs(baseline), runs(best));
+    let (first, now) = (mean(baseline, &of_baseline)?, mean(best, &of_best)?);
+    let changed = best.experiment != baseline.experiment;
+    let gain = changed.then(|| Gain::of(&compare(&of_baseline, &of_best, state.noise())));
+    Some(Figures { baseline: first, best: now, gain })
+}
+
+/// Perplexity at which a plot shows an experiment on `select`: of a kept one exp of the mean loss over the runs that did
+/// not select it, of others that of the only run that all of them have, the first.
+pub fn drawn(state: &State, row: &Row) -> Option<f64> {
+    let runs = if row.status == Status::Keep { state.unselected(row) } else { row.evaluation.iter().collect() };
+    let loss = runs.iter().map(|run| run.eval_loss).sum::<f64>() / runs.len() as f64;
+    (!runs.is_empty()).then(|| loss.exp())
 }
 
 /// All of them, oldest first.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use corpus::Part;
 use serde::Serialize;
 
-use super::kept::{Gain, Kept, kept};
+use super::kept::{Figures, Gain, Kept, Mean, figures, kept};
 use super::{description, short};
 use crate::agent::Cost;
 use crate::layout::Layout;
@@ -55,7 +56,7 @@ pub fn print(state: &State) -> String {
 /// What the search found: baseline, best and floor on `select`, and on `report` where that was measured.
 pub fn summary(state: &State) -> Vec<String> {
     let mut lines = Vec::new();
-    let (Some(baseline), Some(best)) = (state.baseline(), state.incumbent()) else { return lines };
+    let Some(best) = state.incumbent() else { return lines };
     let of = |status| state.rows.iter().filter(|row| row.status == status).count();
     lines.push(format!(
         "{} experiments: {} kept, {} discarded, {} crashed, {} timed out, {} invalid",
@@ -66,9 +67,7 @@ pub fn summary(state: &State) -> Vec<String> {
         of(Status::Timeout),
         of(Status::Invalid),
     ));
-    if let (Some(first), Some(now)) = (&baseline.evaluation, &best.evaluation) {
-        lines.push(figures("select", first, best, now, state.floor.as_ref()));
-    }
+    lines.extend(figures(state, Part::Select).map(|found| means("select", &found, state.floor.as_ref())));
     if let Some(spread) = state.noise() {
         lines.push(noise(&spread, best));
     }
@@ -78,10 +77,8 @@ pub fn summary(state: &State) -> Vec<String> {
         let vain = if vain == 0 { String::new() } else { format!("; {vain} times nothing came of it") };
         lines.push(format!("language models: {calls} calls, {}, {seconds:.0} s{vain}", price(&cost)));
     }
-    let reported = |row: &Row| state.reported.get(&(Some(row.experiment), None));
-    if let (Some(first), Some(now)) = (reported(baseline), reported(best)) {
-        lines.push(figures("report", first, best, now, state.reported.get(&(None, None))));
-    }
+    let floor = state.reported.get(&(None, None));
+    lines.extend(figures(state, Part::Report).map(|found| means("report", &found, floor)));
     lines.extend(kept(state).iter().filter_map(gains));
     lines
 }
@@ -132,6 +129,12 @@ fn interval(gain: &Gain) -> String {
 
 /// The noise in one line, in the loss's unit and in the metric's at a row.
 pub fn noise(noise: &Noise, row: &Row) -> String {
+    if noise.is_blind() {
+        return "the recipe gives the same loss to the bit with every seed: luck cannot be measured, so any gain of \
+                noise.min_gain that stands out from the windows of the text is kept; take another budget or a recipe that \
+                uses its seed"
+            .into();
+    }
     let ppl = row.evaluation.as_ref().map_or(f64::NAN, |evaluation| evaluation.eval_ppl);
     format!(
         "run-to-run noise: {:.6} ± {:.6} nats (standard deviation, {} degrees of freedom), about {:.6} of perplexity \
@@ -143,16 +146,41 @@ pub fn noise(noise: &Noise, row: &Row) -> String {
     )
 }
 
-fn figures(part: &str, baseline: &Evaluation, best: &Row, now: &Evaluation, floor: Option<&Evaluation>) -> String {
-    let change = (now.eval_ppl / baseline.eval_ppl - 1.0) * 100.0;
+/// Says that the noise is too large for the campaign's margin, where it is.
+pub fn unsupported(noise: &Noise, settings: &campaign::Noise) -> Option<String> {
+    let least = noise.least_margin(settings);
+    (settings.replicates > 0 && least > settings.margin).then(|| {
+        format!(
+            "noise.margin = {} is below {least:.6}, the least that {} runs can show of an equal recipe at this noise: a \
+             smaller recipe is kept only when it gains",
+            settings.margin, settings.max_runs
+        )
+    })
+}
+
+fn means(part: &str, found: &Figures, floor: Option<&Evaluation>) -> String {
+    let mean = |mean: &Mean| {
+        let around = mean.half_interval.map_or_else(String::new, |half| format!(" ± {:.6}", mean.perplexity * half));
+        format!("ppl {:.6}{around}", mean.perplexity)
+    };
+    let runs = |mean: &Mean| match (mean.selected, mean.runs) {
+        (true, _) => "only the run that selected it".to_owned(),
+        (false, 1) => "1 run".to_owned(),
+        (false, runs) => format!("{runs} runs"),
+    };
+    let (baseline, best) = (&found.baseline, &found.best);
     let floor = floor.map_or_else(String::new, |f| format!("; full precision {:.6}", f.eval_ppl));
+    let first = format!("{part}: baseline {} ({})", mean(baseline), runs(baseline));
+    let Some(gain) = &found.gain else { return format!("{first}, still the best{floor}") };
+    let change = (best.perplexity / baseline.perplexity - 1.0) * 100.0;
+    let around = gain.half_interval.map_or_else(String::new, |half| format!(" ± {half:.6}"));
     format!(
-        "{part}: baseline ppl {:.6}, best {:.6} (#{} {}, {change:+.2} %, {:+.6} nats, first runs){floor}",
-        baseline.eval_ppl,
-        now.eval_ppl,
+        "{first}, best {} (#{} {}, {}): {change:+.2} %, {:+.6}{around} nats (means, 95 % intervals){floor}",
+        mean(best),
         best.experiment,
         short(&best.commit),
-        baseline.eval_loss - now.eval_loss,
+        runs(best),
+        gain.nats,
     )
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use corpus::Part;
 
 use super::*;
-use crate::ledger::{Evaluation, Trained};
+use crate::ledger::{Evaluation, Replicate, State, Trained};
 use crate::verdict::Comparison;
 
 fn row(experiment: u64, status: Status) -> Row {
@@ -27,6 +27,9 @@ fn row(experiment: u64, status: Status) -> Row {
             p: 0.003,
             runs: 3,
             incumbent_runs: 5,
+            floor: 0.0,
+            repeats: false,
+            incumbent_repeats: false,
         }),
         evaluation: measured.then_some(Evaluation {
             part: Part::Select,
@@ -149,4 +152,49 @@ fn what_a_person_edited_is_told_and_kept() {
     assert_eq!(fs::read_to_string(dir.path().join("results-edited-1.tsv")).unwrap(), edited);
     assert!(!fs::read_to_string(&path).unwrap().contains("favourite"));
     assert_eq!(write(&path, "a", &rows, dir.path()).unwrap(), Differences::default());
+}
+
+/// A run of an experiment with a loss.
+fn run_of(loss: f64) -> Evaluation {
+    Evaluation {
+        eval_loss: loss,
+        eval_ppl: loss.exp(),
+        windows: vec![loss as f32; 4],
+        ..row(1, Status::Keep).evaluation.unwrap()
+    }
+}
+
+fn replicate(number: u64, experiment: u64, loss: f64) -> Replicate {
+    let first = row(experiment, Status::Keep);
+    let (commit, trained) = (first.commit, first.trained.unwrap());
+    Replicate { number, experiment, commit, seed: number, trained, evaluation: run_of(loss) }
+}
+
+#[test]
+fn status_compares_means_and_not_first_runs() {
+    // The first run of the baseline was lucky and that of the best was not: first runs say +0.4 nats, which is +49 %.
+    let first = Row { parent: None, comparison: None, evaluation: Some(run_of(2.8)), ..row(1, Status::Keep) };
+    let comparison = row(2, Status::Keep).comparison.map(|c| Comparison { runs: 1, ..c });
+    let best = Row { parent: Some("a".repeat(40)), comparison, evaluation: Some(run_of(3.2)), ..row(2, Status::Keep) };
+    let replicates = [(1, 3.0), (1, 3.1), (1, 3.1), (2, 2.9), (2, 3.0), (2, 2.8)];
+    let replicates =
+        replicates.iter().zip(1..).map(|(&(experiment, loss), number)| replicate(number, experiment, loss));
+    let state = State { rows: vec![first, best], replicates: replicates.collect(), ..State::default() };
+    let found = figures(&state, Part::Select).unwrap();
+    assert_eq!((found.baseline.runs, found.best.runs), (4, 3));
+    assert!((found.baseline.loss - 3.0).abs() < 1e-12 && (found.best.loss - 2.9).abs() < 1e-12);
+    let gain = found.gain.unwrap();
+    assert!((gain.nats - 0.1).abs() < 1e-12 && gain.half_interval.is_some());
+    let lines = summary(&state).join("\n");
+    assert!(lines.contains("select: baseline ppl 20.085537 ± ") && lines.contains("-9.52 %"), "{lines}");
+    assert!(!lines.contains("first runs"), "{lines}");
+    assert!(figures(&state, Part::Report).is_none());
+}
+
+#[test]
+fn a_baseline_that_ignores_its_seed_is_told() {
+    let first = Row { parent: None, comparison: None, evaluation: Some(run_of(3.0)), ..row(1, Status::Keep) };
+    let state = State { rows: vec![first], replicates: vec![replicate(1, 1, 3.0)], ..State::default() };
+    let lines = summary(&state).join("\n");
+    assert!(lines.contains("luck cannot be measured"), "{lines}");
 }
