@@ -2,7 +2,7 @@
 //! "keep anything lower", and with "three seeds each". Counted are false keeps (the candidate's true loss was not lower)
 //! and the incumbent's true loss after the same hours of the device.
 //!
-//! `--choose` tries the rule's settings instead and prints the best; the campaign's defaults come from there.
+//! `--campaigns N` simulates fewer. `--choose` tries the rule's settings instead and prints the best; the campaign's defaults come from there.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run has nothing to say")]
 
@@ -99,7 +99,9 @@ fn main() {
     if std::env::args().any(|argument| argument == "--choose") {
         return choose();
     }
-    println!("{CAMPAIGNS} campaigns of {HOURS} h a line; loss in nats against the baseline's, true, ± standard error");
+    let campaigns = std::env::args().skip_while(|argument| argument != "--campaigns").nth(1);
+    let campaigns = campaigns.map_or(CAMPAIGNS, |number| number.parse().unwrap());
+    println!("{campaigns} campaigns of {HOURS} h a line; loss in nats against the baseline's, true, ± standard error");
     let settings = Settings::default();
     println!("{settings:?}");
     println!(
@@ -118,7 +120,7 @@ fn main() {
         let rules = [("lower", Rule::Lower), ("three seeds", Rule::ThreeSeeds), ("gate", Rule::Gate(settings))];
         let mut first = None;
         for (name, rule) in rules {
-            let outcome = simulate(world, rule, 0, CAMPAIGNS);
+            let outcome = simulate(world, rule, 0, campaigns);
             let base = *first.get_or_insert(outcome.per_hundred());
             println!(
                 "{:<20} {:<16} {:>11.0} {:>6.1} {:>16.3} {:>9.3} {:>+10.4} ± {:.4} {:>14.2} {:>22.3}",
