@@ -14,7 +14,7 @@ pub(crate) fn is_deceptive(character: char) -> bool {
 }
 
 /// The text as one line of at most `most` characters, words apart by one space; `…` stands where it was cut.
-pub(crate) fn one_line(text: &str, most: usize) -> String {
+pub fn one_line(text: &str, most: usize) -> String {
     let mut line = String::new();
     let mut length = 0;
     // A control character may have stood for a space.

@@ -24,23 +24,22 @@ use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use sha2::{Digest, Sha256};
 use syn::spanned::Spanned;
 
+use crate::parsing::{self, Refusal};
+
 pub use domain::Domain;
 pub use literal::set;
 
 /// What marks an annotation inside a comment.
 const MARK: &str = "search:";
+/// Most bytes of a recipe: about four times what the first one has.
+pub const LARGEST_RECIPE: usize = 64 << 10;
 
 /// Why a recipe's knobs could not be read or set.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum KnobError {
-    /// The recipe is not Rust.
-    #[error("line {line}: not valid Rust: {message}")]
-    Syntax {
-        /// Line in the recipe, from 1.
-        line: usize,
-        /// The parser's reason.
-        message: String,
-    },
+    /// The recipe is not Rust, or too long or too deep to be read.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The constant that holds the knobs is missing.
     #[error("there is no `const {name}: … = … {{ … }}` in the recipe: the knobs are looked for in that constant")]
     Missing {
@@ -127,39 +126,29 @@ pub struct Space {
 /// # Errors
 /// When the recipe does not parse, has no such constant, or an annotation is wrong; with the line.
 pub fn parse(source: &str, name: &str) -> Result<Space, KnobError> {
-    let result = read(source, name);
-    // The parser keeps every text it has seen for the sake of spans; this process lives for weeks.
-    proc_macro2::extra::invalidate_current_thread_spans();
-    result
+    parsing::deep(|| read(source, name))
 }
 
 fn read(source: &str, name: &str) -> Result<Space, KnobError> {
     // Spans count from where the parser starts: behind a byte-order mark.
     let offset = if source.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-    let file = syn::parse_str::<syn::File>(&source[offset..]).map_err(syntax)?;
+    let file = file(&source[offset..])?;
     let literal = constant(&file, name)?;
-    let mut knobs = Vec::new();
     let mut annotated = Vec::new();
     for field in &literal.fields {
         let syn::Member::Named(field_name) = &field.member else { continue };
         let end = field.expr.span().byte_range().end + offset;
         let Some(annotation) = annotation(&source[end..]) else { continue };
         let line = field.expr.span().end().line;
-        annotated.push(line);
-        let error = |reason| KnobError::Annotation { line, knob: field_name.to_string(), reason };
-        let span = value_span(&field.expr).ok_or_else(|| {
-            error("only a literal or an enum value can be searched; leave the annotation out".to_owned())
-        })?;
-        let span = span.start + offset..span.end + offset;
-        let value = source[span.clone()].to_owned();
-        let domain = Domain::parse(annotation, &value).map_err(error)?;
-        knobs.push(Knob { name: field_name.to_string(), domain, value, line, span });
+        let span = value_span(&field.expr).map(|span| span.start + offset..span.end + offset);
+        annotated.push((field_name.to_string(), annotation, span, line));
     }
     // A comment on a line of its own would otherwise be passed over in silence.
     let (first, last) = (literal.span().start().line, literal.span().end().line);
     for (index, text) in source.lines().enumerate().take(last).skip(first.saturating_sub(1)) {
         let comment = text.trim_start().strip_prefix("//").map(str::trim_start);
-        if comment.is_some_and(|c| c.starts_with(MARK)) && !annotated.contains(&(index + 1)) {
+        if comment.is_some_and(|c| c.starts_with(MARK)) && annotated.iter().all(|(.., line)| *line != index + 1)
+        {
             return Err(KnobError::Annotation {
                 line: index + 1,
                 knob: text.trim().to_owned(),
@@ -167,7 +156,23 @@ fn read(source: &str, name: &str) -> Result<Space, KnobError> {
             });
         }
     }
+    let knob = |(name, annotation, span, line): (String, &str, Option<Range<usize>>, usize)| {
+        let error = |reason| KnobError::Annotation { line, knob: name.clone(), reason };
+        let span = span.ok_or_else(|| {
+            error("only a literal or an enum value can be searched; leave the annotation out".to_owned())
+        })?;
+        let value = source[span.clone()].to_owned();
+        let domain = Domain::parse(annotation, &value).map_err(error)?;
+        Ok(Knob { name, domain, value, line, span })
+    };
+    let knobs = annotated.into_iter().map(knob).collect::<Result<_, KnobError>>()?;
     Ok(Space { knobs, source: source.to_owned() })
+}
+
+/// A recipe's tree, for a thread of [`parsing::deep`].
+fn file(source: &str) -> Result<syn::File, KnobError> {
+    let tokens = parsing::tokens(source, LARGEST_RECIPE)?;
+    Ok(syn::parse2(tokens).map_err(Refusal::from)?)
 }
 
 /// The struct literal of the constant `name`.
@@ -223,16 +228,16 @@ impl Space {
 /// sha256 of a recipe's tokens, 64 hexadecimal digits: comments, documentation and formatting do not count.
 ///
 /// # Errors
-/// When the recipe does not parse.
+/// When the recipe does not parse, or is too long or too deep.
 pub fn token_hash(source: &str) -> Result<String, KnobError> {
-    let printed = source
-        .parse::<TokenStream>()
-        .map_err(|e| KnobError::Syntax { line: e.span().start().line, message: e.to_string() })
-        // Trailing commas, braces and the spacing of operators have one form once a parsed file is printed again.
-        .and_then(|tokens| syn::parse2::<syn::File>(without_docs(tokens)).map_err(syntax))
-        .map(|file| prettyplease::unparse(&file));
-    proc_macro2::extra::invalidate_current_thread_spans();
-    Ok(Sha256::digest(printed?).iter().map(|byte| format!("{byte:02x}")).collect())
+    parsing::deep(|| {
+        let tokens = without_docs(parsing::tokens(source, LARGEST_RECIPE)?);
+        let file = syn::parse2::<syn::File>(tokens.clone()).map_err(Refusal::from)?;
+        // Trailing commas, braces and the spacing of operators have one form once a parsed file is printed again. The
+        // printer panics where it does not know a form; then they count.
+        let printed = parsing::contained(|| prettyplease::unparse(&file)).unwrap_or_else(|_| tokens.to_string());
+        Ok(Sha256::digest(printed).iter().map(|byte| format!("{byte:02x}")).collect())
+    })
 }
 
 /// Drops `#[doc = …]` and `#![doc = …]`, the form that documentation comments have among the tokens.
@@ -261,10 +266,6 @@ fn is_doc(group: &Group) -> bool {
     group.delimiter() == Delimiter::Bracket
         && matches!(tokens.next(), Some(TokenTree::Ident(name)) if name == "doc")
         && matches!(tokens.next(), Some(TokenTree::Punct(p)) if p.as_char() == '=')
-}
-
-fn syntax(error: syn::Error) -> KnobError {
-    KnobError::Syntax { line: error.span().start().line, message: error.to_string() }
 }
 
 /// The annotation in what follows a field's value on its line, without the mark and without the remark behind `;`.

@@ -20,6 +20,7 @@ mod journal;
 mod knobs;
 mod layout;
 mod ledger;
+mod parsing;
 mod plot;
 mod printer;
 mod repair;

@@ -17,6 +17,7 @@ use super::Cost;
 use super::model::{Conversation, Model, Thought};
 use crate::knobs;
 use crate::ledger::Built;
+use crate::parsing;
 
 /// A language model, here or at work.
 pub struct Mind {
@@ -32,7 +33,7 @@ enum Place {
         thread: JoinHandle<(Box<Model>, Answer)>,
         compiles: Arc<AtomicBool>,
     },
-    /// Its thread panicked.
+    /// Its thread is gone.
     Lost,
 }
 
@@ -175,6 +176,11 @@ impl Mind {
         matches!(self.place, Place::Here(_))
     }
 
+    /// Whether it can never be given anything again.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.place, Place::Lost)
+    }
+
     /// Whether it has something to do.
     pub fn works(&self) -> bool {
         matches!(self.place, Place::AtWork { .. })
@@ -192,7 +198,7 @@ impl Mind {
                 let compiles = Arc::new(AtomicBool::new(false));
                 let flag = Arc::clone(&compiles);
                 let thread = thread::spawn(move || {
-                    let answer = work(&mut model, assignment, &flag);
+                    let answer = survived(&mut model, assignment, &flag);
                     (model, answer)
                 });
                 self.place = Place::AtWork { thread, compiles };
@@ -209,13 +215,29 @@ impl Mind {
         }
         let Place::AtWork { thread, .. } = std::mem::replace(&mut self.place, Place::Lost) else { return None };
         let Ok((model, answer)) = thread.join() else {
-            let outcome = Outcome::None("asking it failed for a fault of ours, and is given up".into());
+            let outcome = Outcome::None("its thread is gone, and it is given up".into());
             return Some(Answer { lessons: Vec::new(), outcome, cost: Cost::default() });
         };
         self.spent = *model.spent();
         self.place = Place::Here(model);
         Some(answer)
     }
+}
+
+/// Does the work; a panic is an answer without a proposal, with the cost so far, and the model stays.
+fn survived(model: &mut Model, assignment: Assignment, compiles: &AtomicBool) -> Answer {
+    let before = match &assignment.task {
+        Task::Repair(repair) => repair.cost,
+        Task::Nothing | Task::Propose(_) => Cost::default(),
+    };
+    let worked = parsing::contained(|| work(model, assignment, compiles));
+    worked.unwrap_or_else(|message| {
+        compiles.store(false, Ordering::Relaxed);
+        let mut cost = model.take_cost();
+        cost.add(&before);
+        let outcome = Outcome::None(format!("a fault of ours, please report it: {message}"));
+        Answer { lessons: Vec::new(), outcome, cost }
+    })
 }
 
 fn work(model: &mut Model, assignment: Assignment, compiles: &AtomicBool) -> Answer {
@@ -271,7 +293,7 @@ fn work(model: &mut Model, assignment: Assignment, compiles: &AtomicBool) -> Ans
 
 /// Refuses what need not be built to be refused; otherwise the hash of its tokens.
 fn accept(edit: &Edit, tried: &BTreeMap<String, u64>) -> Result<(Edit, String), String> {
-    let hash = knobs::token_hash(&edit.source).map_err(|e| format!("The file is no valid Rust any more: {e}"))?;
+    let hash = knobs::token_hash(&edit.source).map_err(|e| format!("The file is no valid Rust any more, or cannot be read: {e}"))?;
     if let Some(number) = tried.get(&hash) {
         return Err(format!("This recipe was tried before, as experiment {number}. Propose another one."));
     }

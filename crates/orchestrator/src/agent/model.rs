@@ -18,10 +18,9 @@ use language_model::{
 use serde::{Deserialize, Serialize};
 
 use super::command::{self, Command};
+use crate::knobs::LARGEST_RECIPE;
 use crate::layout::RECIPE;
 
-/// Most bytes of a recipe: about three times what the first one has.
-pub const LARGEST_RECIPE: usize = 64 << 10;
 /// Most characters of a model's name in rows.
 const LONGEST_NAME: usize = 32;
 

@@ -18,6 +18,11 @@ use syn::{Attribute, Item, UseTree, Visibility};
 use detail::Part;
 pub use detail::{Detail, Outline};
 
+use crate::parsing;
+
+/// Most bytes of a source file.
+const LARGEST_SOURCE: usize = 1 << 20;
+
 /// A crate to show, and what of it.
 struct Shown {
     name: &'static str,
@@ -71,13 +76,13 @@ const SHOWN: [Shown; 5] = [
 /// # Errors
 /// When a source file is missing or does not parse, or a re-export cannot be followed.
 pub fn outline(root: &Path) -> Result<Outline> {
-    let mut out = Outline::default();
-    for shown in &SHOWN {
-        out.0.extend(of_crate(shown, &root.join("crates").join(shown.name).join("src"))?);
-    }
-    // The parser keeps every text it has seen for the sake of spans.
-    proc_macro2::extra::invalidate_current_thread_spans();
-    Ok(out)
+    parsing::deep(|| {
+        let mut out = Outline::default();
+        for shown in &SHOWN {
+            out.0.extend(of_crate(shown, &root.join("crates").join(shown.name).join("src"))?);
+        }
+        Ok(out)
+    })
 }
 
 /// A module of a crate, whatever its visibility.
@@ -127,7 +132,8 @@ fn of_crate(shown: &Shown, sources: &Path) -> Result<Vec<Part>> {
 
 fn parse(path: &Path) -> Result<syn::File> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    syn::parse_file(&text).with_context(|| format!("{} is not valid Rust", path.display()))
+    let parsed = parsing::tokens(&text, LARGEST_SOURCE).and_then(|tokens| Ok(syn::parse2(tokens)?));
+    parsed.with_context(|| format!("cannot parse {}", path.display()))
 }
 
 /// Puts `module` and all below it into `modules`, in the order of their declarations; `folder` is where the files of the

@@ -113,11 +113,11 @@ impl Search<'_> {
             }
             // A compiler would be in the way of the next one's.
             let late = waited >= patience && !thinking.mind.compiles();
-            if late && !thinking.mind.is_idle() {
+            if late && thinking.mind.works() {
                 let name = thinking.mind.name().to_owned();
                 self.printer.line(&format!("     {name} still thinks; the search goes on without it meanwhile"));
             }
-            if late || (thinking.mind.is_idle() && heard) {
+            if late || thinking.mind.is_lost() || (thinking.mind.is_idle() && heard) {
                 return Ok(Asked::Nothing(waited.as_secs_f64()));
             }
             if thinking.mind.is_idle() {

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use proc_macro2::{TokenStream, TokenTree};
+
 /// Significant digits of a value drawn from a logarithmic range.
 const DIGITS: usize = 3;
 /// Values are drawn on a grid of at least this many steps a linear range.
@@ -44,24 +46,27 @@ enum Kind {
     Variant,
 }
 
+/// What `read` makes of the tokens of a text that has no brackets: on those the parser recurses, and an annotation may
+/// hold any.
+fn flat<T>(text: &str, read: impl FnOnce(TokenStream) -> Option<T>) -> Option<T> {
+    let tokens = text.parse::<TokenStream>().ok();
+    let is_flat = |tokens: &TokenStream| !tokens.clone().into_iter().any(|token| matches!(token, TokenTree::Group(_)));
+    let found = tokens.filter(is_flat).and_then(read);
+    // The parser keeps every text it has seen for the sake of spans; this process lives for weeks.
+    proc_macro2::extra::invalidate_current_thread_spans();
+    found
+}
+
 /// The kind of a value's text; `None` when it is neither a literal nor a name.
 fn kind(text: &str) -> Option<Kind> {
-    let literal = |lit: &syn::Lit| match lit {
-        syn::Lit::Int(_) => Some(Kind::Integer),
-        syn::Lit::Float(_) => Some(Kind::Float),
-        syn::Lit::Bool(_) => Some(Kind::Bool),
-        syn::Lit::Str(_) | syn::Lit::Char(_) => Some(Kind::Text),
-        _ => None,
-    };
-    match syn::parse_str::<syn::Expr>(text).ok()? {
-        syn::Expr::Lit(lit) => literal(&lit.lit),
-        syn::Expr::Unary(unary) if matches!(unary.op, syn::UnOp::Neg(_)) => match &*unary.expr {
-            syn::Expr::Lit(lit) => literal(&lit.lit).filter(|k| matches!(k, Kind::Integer | Kind::Float)),
-            _ => None,
-        },
-        syn::Expr::Path(path) if path.path.get_ident().is_some() => Some(Kind::Variant),
-        _ => None,
-    }
+    flat(text, |tokens| match syn::parse2(tokens.clone()) {
+        Ok(syn::Lit::Int(_)) => Some(Kind::Integer),
+        Ok(syn::Lit::Float(_)) => Some(Kind::Float),
+        Ok(syn::Lit::Bool(_)) => Some(Kind::Bool),
+        Ok(syn::Lit::Str(_) | syn::Lit::Char(_)) => Some(Kind::Text),
+        Ok(_) => None,
+        Err(_) => syn::parse2::<syn::Ident>(tokens).is_ok().then_some(Kind::Variant),
+    })
 }
 
 /// The number that a literal stands for, without underscores and suffix.
@@ -70,11 +75,11 @@ fn number(text: &str) -> Option<f64> {
         Some(rest) => (-1.0, rest.trim_start()),
         None => (1.0, text),
     };
-    let value: f64 = match syn::parse_str::<syn::Lit>(digits).ok()? {
-        syn::Lit::Int(lit) => lit.base10_parse().ok()?,
-        syn::Lit::Float(lit) => lit.base10_parse().ok()?,
-        _ => return None,
-    };
+    let value: f64 = flat(digits, |tokens| match syn::parse2(tokens).ok()? {
+        syn::Lit::Int(lit) => lit.base10_parse().ok(),
+        syn::Lit::Float(lit) => lit.base10_parse().ok(),
+        _ => None,
+    })?;
     (value.is_finite()).then_some(sign * value)
 }
 

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use syn::spanned::Spanned;
 
-use super::{KnobError, constant, syntax};
+use super::{KnobError, LARGEST_RECIPE, constant, file};
+use crate::parsing::{self, Refusal};
 
 /// The recipe with fields of the constant `name` set in place to Rust expressions; all else stays as it was, byte for
 /// byte. Where a field holds an enum value, a bare name is another variant of it.
@@ -13,14 +14,12 @@ use super::{KnobError, constant, syntax};
 /// # Errors
 /// When the recipe does not parse or has no such constant, a field is not there, or a value is no expression.
 pub fn set(source: &str, name: &str, values: &BTreeMap<String, String>) -> Result<String, KnobError> {
-    let result = replaced(source, name, values);
-    proc_macro2::extra::invalidate_current_thread_spans();
-    result
+    parsing::deep(|| replaced(source, name, values))
 }
 
 fn replaced(source: &str, name: &str, values: &BTreeMap<String, String>) -> Result<String, KnobError> {
     let offset = if source.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-    let file = syn::parse_str::<syn::File>(&source[offset..]).map_err(syntax)?;
+    let file = file(&source[offset..])?;
     let literal = constant(&file, name)?;
     let mut fields: BTreeMap<String, Range<usize>> = BTreeMap::new();
     let mut names = Vec::new();
@@ -31,7 +30,7 @@ fn replaced(source: &str, name: &str, values: &BTreeMap<String, String>) -> Resu
         let given = values.get(&field_name.to_string());
         if let (syn::Expr::Path(path), Some(given)) = (&field.expr, given)
             && path.path.segments.len() > 1
-            && syn::parse_str::<syn::Ident>(given).is_ok()
+            && is::<syn::Ident>(given).is_ok()
             && let Some(variant) = path.path.segments.last()
         {
             span = variant.span().byte_range();
@@ -45,7 +44,7 @@ fn replaced(source: &str, name: &str, values: &BTreeMap<String, String>) -> Resu
             field: field.clone(),
             known: names.join(", "),
         })?;
-        if let Err(e) = syn::parse_str::<syn::Expr>(value) {
+        if let Err(e) = is::<syn::Expr>(value) {
             let (knob, value) = (field.clone(), value.clone());
             return Err(KnobError::NoExpression { knob, value, message: e.to_string() });
         }
@@ -61,6 +60,11 @@ fn replaced(source: &str, name: &str, values: &BTreeMap<String, String>) -> Resu
     }
     out.push_str(&source[copied..]);
     Ok(out)
+}
+
+/// Whether a text is a `T`.
+fn is<T: syn::parse::Parse>(text: &str) -> Result<(), Refusal> {
+    syn::parse2::<T>(parsing::tokens(text, LARGEST_RECIPE)?).map(drop).map_err(Refusal::from)
 }
 
 #[cfg(test)]

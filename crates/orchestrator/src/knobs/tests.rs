@@ -125,7 +125,7 @@ fn a_missing_constant_and_broken_rust_say_so() {
     assert!(parse(RECIPE, "OTHER").is_err_and(|e| e.to_string().contains("`const OTHER")));
     assert_eq!(parse("const K: u8 = 3;", "K"), Err(KnobError::NotLiteral { line: 1, name: "K".into() }));
     assert!(parse("const K: T = T {\n a: 1\n", "K").is_err());
-    assert!(matches!(parse("fn f() {}\n\nfn 3() {}", "K"), Err(KnobError::Syntax { line: 3, .. })));
+    assert!(matches!(parse("fn f() {}\n\nfn 3() {}", "K"), Err(KnobError::Refused(Refusal::Syntax { line: 3, .. }))));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use git2::{IndexAddOption, Oid, Repository, Signature};
 
-use crate::agent::model::LARGEST_RECIPE;
+use crate::knobs::LARGEST_RECIPE;
 use crate::files;
 use crate::layout::RECIPE;
 use crate::workspace;
