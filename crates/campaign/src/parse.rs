@@ -7,14 +7,28 @@ use crate::{Campaign, CampaignError};
 /// Names below this similarity (Jaro-Winkler) are not proposed.
 const SIMILAR: f64 = 0.75;
 
+/// Most bytes of a campaign file.
+const LARGEST: u64 = 1 << 20;
+
+/// A regular file's text, or that of a link to one: a device or a pipe may never end.
+fn read(path: &Path) -> std::io::Result<String> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(std::io::Error::other("it is no regular file"));
+    }
+    if metadata.len() > LARGEST {
+        return Err(std::io::Error::other(format!("it has more than {LARGEST} bytes")));
+    }
+    std::fs::read_to_string(path)
+}
+
 impl Campaign {
     /// Reads and checks a campaign file.
     ///
     /// # Errors
     /// When the file is missing, is not TOML, has an unknown key or contradicts itself.
     pub fn load(path: &Path) -> Result<Self, CampaignError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| CampaignError::Read { path: path.to_owned(), source })?;
+        let text = read(path).map_err(|source| CampaignError::Read { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|message| CampaignError::Parse { path: path.to_owned(), message })
     }
 

@@ -74,5 +74,5 @@ pub use lessons::{LESSON_REQUEST, Lesson, Lessons};
 pub use outage::Outage;
 pub use prompt::{Prompt, Section, Turn, estimated_tokens};
 pub use quote::{QUOTING_NOTE, printable, quote};
-pub use text::one_line;
 pub use record::{Mismatch, RecordError, Recorder, Recording, Replay, recordings};
+pub use text::{cell, is_deceptive, one_line};

@@ -14,6 +14,8 @@ use crate::{Cancel, Endpoint, EndpointError, Exchange, Identity, Prompt, Usage};
 
 /// Version of the files; another one is refused.
 const VERSION: u32 = 1;
+/// Most bytes of a recording that is read.
+const LARGEST: u64 = 64 << 20;
 /// Digits of a file's number, so that names sort as numbers do.
 const DIGITS: usize = 6;
 /// How a file's name ends.
@@ -68,8 +70,13 @@ impl Recording {
     /// # Errors
     /// When it cannot be read or is no recording of this version.
     pub fn read(path: &Path) -> Result<Self, RecordError> {
-        let bytes = fs::read(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
         let malformed = |reason: String| RecordError::Malformed { path: path.to_owned(), reason };
+        let unread = |source| RecordError::Io { path: path.to_owned(), source };
+        let metadata = fs::metadata(path).map_err(unread)?;
+        if !metadata.is_file() || metadata.len() > LARGEST {
+            return Err(malformed(format!("it is no regular file of at most {LARGEST} bytes")));
+        }
+        let bytes = fs::read(path).map_err(unread)?;
         let recording: Self = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
         if recording.version != VERSION {
             return Err(malformed(format!("it has version {}, not {VERSION}", recording.version)));

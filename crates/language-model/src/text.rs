@@ -1,16 +1,23 @@
-//! Text of unknown origin made fit for one line, a table or a terminal.
+//! Text of unknown origin made fit for one line, a table or a terminal. This is the one cleaner: whatever people see passes
+//! [`one_line`], [`cell`] or [`crate::printable`].
+
+use unicode_general_category::{GeneralCategory, get_general_category};
 
 /// Signs of a fence around a text that has none.
 const SHORTEST_FENCE: usize = 3;
 
-/// Whether a character shows nothing and can deceive: controls, marks that turn the direction of writing, zero-width
-/// characters, and the tag block, in which whole sentences can hide. White space is none of them.
-pub(crate) fn is_deceptive(character: char) -> bool {
-    let harmless = matches!(character, '\n' | '\t');
-    (character.is_control() && !harmless)
+/// Whether a character shows nothing and can deceive: controls, marks that turn the direction of writing, zero-width and
+/// filling characters, and the plane of tags, in which whole sentences can hide. White space is none of them.
+pub fn is_deceptive(character: char) -> bool {
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
+    if matches!(character, '\n' | '\t') {
+        return false;
+    }
+    matches!(get_general_category(character), Control | Format | LineSeparator | ParagraphSeparator)
+        // Letters and marks that have no shape, and tags, assigned or not.
         || matches!(character,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+            '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// The text as one line of at most `most` characters, words apart by one space; `…` stands where it was cut.
@@ -36,6 +43,13 @@ pub fn one_line(text: &str, most: usize) -> String {
         }
     }
     line
+}
+
+/// The text as [`one_line`], for a table that a spreadsheet may open: what would begin a formula there stands behind an
+/// apostrophe.
+pub fn cell(text: &str, most: usize) -> String {
+    let line = one_line(text, most);
+    if line.starts_with(['=', '+', '-', '@']) { format!("'{line}") } else { line }
 }
 
 /// The longest beginning of a text that has at most `most` bytes and ends between characters.
@@ -65,11 +79,32 @@ mod tests {
     fn a_line_is_one_line() {
         assert_eq!(one_line(" a\r\n\tb  c\u{7}d ", 99), "a b c d");
         assert_eq!(one_line("a\u{202e}b\u{200b}c\u{e0041}", 99), "abc");
+        for hidden in [
+            '\u{ad}',
+            '\u{180e}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{3164}',
+            '\u{fff9}',
+            '\u{1d173}',
+            '\u{e0020}',
+            '\u{e0fff}',
+        ] {
+            assert_eq!(one_line(&format!("a{hidden}b"), 99), "ab", "{hidden:?}");
+        }
+        assert_eq!(one_line("→ λ₁ × naïve 模型", 99), "→ λ₁ × naïve 模型");
         assert_eq!(one_line("abcdef", 6), "abcdef");
         assert_eq!(one_line("abcdefg", 6), "abcde…");
         assert_eq!(one_line("ab cd", 3), "a…");
         assert_eq!(one_line("äöü", 2), "ä…");
         assert_eq!(one_line("a", 0), "");
+    }
+
+    #[test]
+    fn a_cell_is_no_formula() {
+        assert_eq!(cell("=HYPERLINK(\"x\")", 99), "'=HYPERLINK(\"x\")");
+        assert_eq!(cell(" \u{202e}+1", 99), "'+1");
+        assert_eq!(cell("learning_rate 1e-3 → 2e-3", 99), "learning_rate 1e-3 → 2e-3");
     }
 
     #[test]

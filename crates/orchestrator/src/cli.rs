@@ -14,8 +14,10 @@ use clap::{CommandFactory, Parser};
 use crate::compare::{self, Form};
 use crate::doctor;
 use crate::error::Failure;
+use crate::files;
 use crate::layout;
 use crate::plot;
+use crate::printer::shown;
 use crate::repair;
 use crate::results;
 use crate::search::{self, Attempt, Options};
@@ -29,9 +31,9 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let mut stderr = std::io::stderr();
-            let _ = writeln!(stderr, "error: {failure}");
+            let _ = writeln!(stderr, "error: {}", shown(&failure.to_string()));
             if let Some(hint) = failure.hint() {
-                let _ = writeln!(stderr, "hint: {hint}");
+                let _ = writeln!(stderr, "hint: {}", shown(&hint));
             }
             tracing::error!(%failure, "ended");
             ExitCode::from(failure.code())
@@ -65,7 +67,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Try(args) => {
             let (layout, options) = args.search.find(&root, args.json)?;
-            let source = std::fs::read_to_string(&args.file).map_err(|e| Failure::Recipe {
+            let source = files::read_text(&args.file).map_err(|e| Failure::Recipe {
                 message: format!("cannot read {}: {e}", args.file.display()),
                 hint: "name a file of Rust source".into(),
             })?;
@@ -185,10 +187,14 @@ fn show_results(root: &Path, args: Results) -> Result<(), Failure> {
 
 fn print_json<T: serde::Serialize>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
-    print(&(text + "\n"))
+    write(&(text + "\n"))
 }
 
 fn print(text: &str) -> Result<(), Failure> {
+    write(&shown(text))
+}
+
+fn write(text: &str) -> Result<(), Failure> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // The reader has seen enough.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

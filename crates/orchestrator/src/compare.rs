@@ -18,6 +18,7 @@ use indicatif::HumanDuration;
 use crate::child::Interrupts;
 use crate::error::Failure;
 use crate::experiment::oid;
+use crate::files;
 use crate::journal;
 use crate::knobs;
 use crate::layout::{self, Kind, Layout};
@@ -178,7 +179,7 @@ fn recipes(workspace: &Workspace, start: Oid, constant: &str, files: Vec<ArmFile
         };
         let source = match &file.recipe {
             None => workspace.recipe(start)?,
-            Some(path) => std::fs::read_to_string(workspace.root().join(path))
+            Some(path) => files::read_text(&workspace.root().join(path))
                 .map_err(|e| refused(format!("cannot read {}: {e}", path.display())))?,
         };
         let source = knobs::set(&source, constant, &file.knobs()).map_err(|e| refused(e.to_string()))?;

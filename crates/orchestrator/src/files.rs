@@ -50,6 +50,33 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Most bytes that are read of a file that people write, such as a campaign's, or that a search writes for itself.
+pub const LARGEST_TEXT: u64 = 64 << 20;
+
+/// Reads a regular file, or a link to one, of at most `most` bytes. Devices and pipes, which may never end, are refused.
+///
+/// # Errors
+/// When it cannot be read, is longer, or is anything else.
+pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = regular(File::from(rustix::fs::open(path, flags, Mode::empty())?))?;
+    let mut bytes = Vec::new();
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::other(format!("it has more than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The same of a text.
+///
+/// # Errors
+/// As [`read_regular`], and when it is not UTF-8.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let bytes = read_regular(path, LARGEST_TEXT)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
 /// Opens a file that a candidate may have put there: a regular one, no link, no pipe that never ends.
 ///
 /// # Errors
@@ -259,6 +286,22 @@ mod tests {
         assert!(!tree.exists());
         assert_eq!(fs::read_to_string(&outside).unwrap(), "stays");
         remove_tree(&tree).unwrap();
+    }
+
+    #[test]
+    fn what_never_ends_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "text").unwrap();
+        symlink(&file, &link).unwrap();
+        assert_eq!(read_text(&link).unwrap(), "text");
+        assert!(read_regular(&file, 3).unwrap_err().to_string().contains("more than 3 bytes"));
+        fs::remove_file(&link).unwrap();
+        symlink("/dev/zero", &link).unwrap();
+        assert!(read_text(&link).unwrap_err().to_string().contains("no regular file"));
+        fs::remove_file(&link).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&link).status().unwrap().success());
+        assert!(read_text(&link).is_err());
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Journal {
 /// # Errors
 /// As [`Journal::open`].
 pub fn read(path: &Path) -> Result<Vec<Record>, Failure> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = files::read_regular(path, u64::MAX).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(parse(path, &bytes)?.0)
 }
 
@@ -111,7 +111,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>, Failure> {
 /// # Errors
 /// As [`Journal::open`].
 pub fn is_torn(path: &Path) -> Result<bool, Failure> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = files::read_regular(path, u64::MAX).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(parse(path, &bytes)?.1 < bytes.len())
 }
 

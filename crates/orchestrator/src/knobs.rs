@@ -147,8 +147,7 @@ fn read(source: &str, name: &str) -> Result<Space, KnobError> {
     let (first, last) = (literal.span().start().line, literal.span().end().line);
     for (index, text) in source.lines().enumerate().take(last).skip(first.saturating_sub(1)) {
         let comment = text.trim_start().strip_prefix("//").map(str::trim_start);
-        if comment.is_some_and(|c| c.starts_with(MARK)) && annotated.iter().all(|(.., line)| *line != index + 1)
-        {
+        if comment.is_some_and(|c| c.starts_with(MARK)) && annotated.iter().all(|(.., line)| *line != index + 1) {
             return Err(KnobError::Annotation {
                 line: index + 1,
                 knob: text.trim().to_owned(),

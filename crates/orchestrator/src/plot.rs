@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use language_model::one_line;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -92,7 +93,7 @@ pub fn write(path: &Path, campaign: &str, points: &[Point]) -> Result<(), String
             let style = ("sans-serif", 11).into_font().color(&BLACK.mix(0.7)).pos(Pos::new(side, VPos::Bottom));
             chart.draw_series([EmptyElement::at(at)
                 + Circle::new((0, 0), 4, green.filled())
-                + Text::new(shorten(&point.description), (offset, height), style)])?;
+                + Text::new(one_line(&point.description, LABEL), (offset, height), style)])?;
         }
         root.present()?;
         Ok(())
@@ -100,20 +101,14 @@ pub fn write(path: &Path, campaign: &str, points: &[Point]) -> Result<(), String
     draw().map_err(|e| format!("cannot draw {}: {e}", path.display()))
 }
 
-fn shorten(text: &str) -> String {
-    if text.chars().count() <= LABEL {
-        return text.to_owned();
-    }
-    let cut: String = text.chars().take(LABEL - 1).collect();
-    format!("{cut}…")
-}
-
 #[cfg(test)]
 mod tests {
+    use language_model::is_deceptive;
+
     use super::*;
 
     fn point(experiment: u64, eval_ppl: Option<f64>, kept: bool) -> Point {
-        let description = format!("change <{experiment}> of a knob with a rather long name");
+        let description = format!("change <{experiment}>\u{202e} of a\u{1b}\u{e0041} knob with a rather long name");
         Point { experiment, eval_ppl, kept, description }
     }
 
@@ -126,7 +121,7 @@ mod tests {
         let svg = std::fs::read_to_string(file.path()).unwrap();
         assert!(svg.contains("nano: 4 experiments, 1 kept improvements"), "{svg}");
         assert_eq!(svg.matches("change &lt;").count(), 2, "labels of the two kept ones, escaped");
-        assert!(svg.contains('…'));
+        assert!(svg.contains('…') && !svg.contains(is_deceptive));
     }
 
     #[test]

@@ -7,6 +7,11 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+/// Text as a terminal may have it: part of it may be what a candidate or a model wrote.
+pub fn shown(text: &str) -> String {
+    language_model::printable(text.as_bytes())
+}
+
 /// Where output goes. Cloning it is sharing it.
 #[derive(Debug, Clone)]
 pub struct Printer {
@@ -22,14 +27,16 @@ impl Printer {
 
     /// A line for people.
     pub fn line(&self, text: &str) {
+        let text = shown(text);
         tracing::info!("{text}");
         if !self.json {
-            self.write(text);
+            self.write(&text);
         }
     }
 
     /// A line for people, and the value that says the same to programs.
     pub fn record<T: serde::Serialize>(&self, text: &str, value: &T) {
+        let text = &shown(text);
         tracing::info!("{text}");
         match serde_json::to_string(value) {
             Ok(json) if self.json => self.write(&json),
@@ -46,6 +53,7 @@ impl Printer {
 
     /// A notice on stderr.
     pub fn notice(&self, text: &str) {
+        let text = shown(text);
         tracing::info!("{text}");
         self.bars.suspend(|| {
             let _ = writeln!(std::io::stderr(), "{text}");
@@ -88,7 +96,7 @@ impl Bar {
     /// Sets how much is done, 0 to 1, and a word about it.
     pub fn set(&self, share: f64, message: String) {
         self.0.set_position((share.clamp(0.0, 1.0) * 1000.0) as u64);
-        self.0.set_message(message);
+        self.0.set_message(shown(&message));
     }
 
     /// Shows that time passes.

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use language_model::{cell, one_line};
 
 use crate::files;
 use crate::ledger::{Row, Status};
@@ -139,7 +140,7 @@ fn write(path: &Path, tag: &str, rows: &[Row], folder: &Path) -> Result<Differen
         writer.write_record(record)?;
     }
     let bytes = writer.into_inner().context("cannot write rows")?;
-    if !std::fs::read(path).is_ok_and(|now| now == bytes) {
+    if !files::read_regular(path, files::LARGEST_TEXT).is_ok_and(|now| now == bytes) {
         files::replace(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(differences)
@@ -184,10 +185,9 @@ fn read(path: &Path) -> Result<Vec<csv::StringRecord>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(b'\t')
-        .from_path(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes =
+        files::read_regular(path, files::LARGEST_TEXT).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut reader = csv::ReaderBuilder::new().delimiter(b'\t').from_reader(bytes.as_slice());
     // Columns are only ever added, at the end; rows from before lack the last ones.
     let known = reader.headers()?.iter().zip(COLUMNS).all(|(found, expected)| found == expected);
     if !known || !(OLDEST_COLUMNS..=COLUMNS.len()).contains(&reader.headers()?.len()) {
@@ -216,11 +216,11 @@ fn record(tag: &str, row: &Row) -> csv::StringRecord {
         format!("{:.6}", evaluation.map_or(0.0, |e| e.eval_ppl)),
         format!("{memory:.1}"),
         row.status.name().to_owned(),
-        description(row),
+        cell(&description(row), 2 * LONGEST_TEXT),
         row.experiment.to_string(),
         tag.to_owned(),
         row.parent.as_deref().map_or("", short).to_owned(),
-        row.agent.clone(),
+        cell(&row.agent, LONGEST_TEXT),
         number(row.gain, 6),
         number(evaluation.map(|e| e.eval_bpb), 6),
         number(evaluation.map(|e| e.bits_per_weight), 4),
@@ -251,17 +251,9 @@ pub fn description(row: &Row) -> String {
     }
 }
 
-/// Text that may come from anywhere, in one line: nothing that moves a cursor or turns a line around, cut to
-/// [`LONGEST_TEXT`].
+/// Text that may come from anywhere, in one line of at most [`LONGEST_TEXT`] characters.
 pub fn plain(text: &str) -> String {
-    let invisible =
-        |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-    let visible: String = text.chars().map(|c| if c.is_control() || invisible(c) { ' ' } else { c }).collect();
-    let line = visible.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(LONGEST_TEXT) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
-    }
+    one_line(text, LONGEST_TEXT)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use git2::{
     BranchType, Delta, ErrorCode, FileMode, ObjectType, Oid, Repository, Signature, StatusOptions, WorktreeAddOptions,
 };
 
+use language_model::printable;
+
 use crate::error::Failure;
 use crate::layout::RECIPE;
 
@@ -249,9 +251,11 @@ impl Workspace {
             .create_updated(repository, &parent.tree()?)
             .context("cannot store the candidate's tree")?;
         let tree = repository.find_tree(tree)?;
-        let author = Signature::now(&format!("autoresearch {author}"), "autoresearch@localhost")?;
+        let author =
+            Signature::now(&format!("autoresearch {}", printable(author.as_bytes())), "autoresearch@localhost")?;
+        let message = printable(message.as_bytes());
         let commit = repository
-            .commit(None, &author, &author, message, &tree, &[&parent])
+            .commit(None, &author, &author, &message, &tree, &[&parent])
             .context("cannot commit the candidate")?;
         self.check_one_file(commit, parent.id())?;
         self.sync_objects(commit, blob);

@@ -293,7 +293,8 @@ fn work(model: &mut Model, assignment: Assignment, compiles: &AtomicBool) -> Ans
 
 /// Refuses what need not be built to be refused; otherwise the hash of its tokens.
 fn accept(edit: &Edit, tried: &BTreeMap<String, u64>) -> Result<(Edit, String), String> {
-    let hash = knobs::token_hash(&edit.source).map_err(|e| format!("The file is no valid Rust any more, or cannot be read: {e}"))?;
+    let hash = knobs::token_hash(&edit.source)
+        .map_err(|e| format!("The file is no valid Rust any more, or cannot be read: {e}"))?;
     if let Some(number) = tried.get(&hash) {
         return Err(format!("This recipe was tried before, as experiment {number}. Propose another one."));
     }

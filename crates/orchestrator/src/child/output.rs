@@ -75,10 +75,9 @@ fn drain(pipe: &mut impl Read, file: &mut impl Write) -> std::io::Result<()> {
     file.write_all(back)
 }
 
-/// The last lines of a log, at most `lines`, for a message.
+/// The last lines of a log, at most `lines`, for a message: without escapes and characters that deceive.
 pub fn last_lines(path: &Path, lines: usize) -> String {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
+    let text = language_model::printable(&std::fs::read(path).unwrap_or_default());
     let all: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
@@ -98,6 +97,14 @@ mod tests {
         assert!(kept.starts_with(b"first\n") && kept.ends_with(b"\nlast"));
         let note = format!("\n[{} bytes of output left out here]\n", 2 * TAIL + 5);
         assert!(kept.windows(note.len()).any(|w| w == note.as_bytes()));
+    }
+
+    #[test]
+    fn last_lines_move_no_cursor() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(log.path(), "first\n\u{1b}]0;gone\u{7}\u{1b}[2J\u{1b}[31mPWNED \u{202e}\u{ad}\n\nlast\u{e0041}")
+            .unwrap();
+        assert_eq!(last_lines(log.path(), 2), "PWNED\nlast");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::Failure;
+use crate::files;
 
 /// Folder of the arms, relative to the repository root.
 pub const FOLDER: &str = "experiments/methods";
@@ -53,7 +54,7 @@ impl ArmFile {
     pub fn read(root: &Path, given: &str) -> Result<Self, Failure> {
         let by_name = root.join(FOLDER).join(format!("{given}.toml"));
         let path = if given.ends_with(".toml") { PathBuf::from(given) } else { by_name };
-        let text = std::fs::read_to_string(&path).map_err(|e| Failure::Campaign {
+        let text = files::read_text(&path).map_err(|e| Failure::Campaign {
             message: format!("cannot read arm {given:?}, {}: {e}", path.display()),
             hint: format!("arms in {FOLDER}: {}", names(root).join(", ")),
         })?;

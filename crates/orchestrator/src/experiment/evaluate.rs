@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::{Broken, handed_over};
 use crate::child::{self, End, Task};
 use crate::error::Failure;
+use crate::files;
 use crate::hold;
 use crate::layout::Run;
 use crate::ledger::{Evaluation, Event, Reported, Status};
@@ -144,7 +145,8 @@ impl Search<'_> {
         let finished = self.runner.run(&task, |progress| bar.tick(progress.elapsed))?;
         drop(bar);
         let figures = || -> anyhow::Result<Figures> {
-            let bytes = std::fs::read(&out).with_context(|| format!("the evaluator left no {}", out.display()))?;
+            let bytes = files::read_regular(&out, files::LARGEST_TEXT)
+                .with_context(|| format!("the evaluator left no {}", out.display()))?;
             serde_json::from_slice(&bytes).with_context(|| format!("cannot read {}", out.display()))
         };
         let said = || child::last_lines(&log, 6);

@@ -382,7 +382,7 @@ impl Search<'_> {
     fn knowledge(&self, incumbent: &Row, recipe: &str, rules: Rules<'static>, spent: &Spent) -> Result<Knowledge> {
         // All but the recipe is in every commit what it is in the worktree.
         let folder = self.worktree.folder();
-        let program = fs::read_to_string(folder.join("program.md")).unwrap_or_default();
+        let program = files::read_text(&folder.join("program.md")).unwrap_or_default();
         let outline = agent::outline(folder).unwrap_or_else(|e| {
             tracing::warn!(error = %format!("{e:#}"), "the prompt has no outline of what a recipe may call");
             Outline::default()

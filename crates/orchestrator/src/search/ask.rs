@@ -16,6 +16,7 @@ use crate::agent::model::{self, Model};
 use crate::agent::prompt::{self, Knowledge, Left};
 use crate::agent::{self, Cost};
 use crate::error::Failure;
+use crate::files;
 use crate::layout::{Layout, RECIPE};
 use crate::ledger::State;
 use crate::results;
@@ -83,7 +84,7 @@ pub fn check_agent(root: &Path, campaign: Option<&str>) -> Result<Answered, Fail
 /// # Errors
 /// [`Failure::Campaign`] with the sizes of the question's parts.
 pub(super) fn check_question(root: &Path, campaign: &Campaign) -> Result<(), Failure> {
-    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let read = |path: &str| files::read_text(&root.join(path)).unwrap_or_default();
     let (spent, agent) = (Spent::default(), &campaign.agent);
     let left =
         Left { experiment: 1, kept: 0, experiments: None, hours: None, spent: &spent, caps: &agent.caps }.to_string();

@@ -73,7 +73,9 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
             message: format!("the language model cannot be asked: {e:#}"),
             hint: "mend [agent] of the campaign file or the key, or run with --agent search".into(),
         })?;
-        let draft = fs::read(search.layout.draft()).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        let draft = files::read_regular(&search.layout.draft(), files::LARGEST_TEXT)
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok());
         search.thinking = Some(Thinking::new(Mind::new(model), draft));
     }
     if begun {

@@ -48,7 +48,8 @@ pub fn prepare(ready: &Ready) -> Result<()> {
 /// When `data` is not prepared, or changes meanwhile.
 pub fn keep(data: &Path, own: &Path) -> Result<String> {
     let stamp = data.join(STAMP);
-    let bytes = fs::read(&stamp).with_context(|| format!("cannot read {}", stamp.display()))?;
+    let bytes =
+        files::read_regular(&stamp, files::LARGEST_TEXT).with_context(|| format!("cannot read {}", stamp.display()))?;
     let list: serde_json::Value =
         serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", stamp.display()))?;
     let stages = list["stages"].as_object().into_iter().flat_map(|stages| stages.values());

@@ -11,8 +11,8 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use git2::{IndexAddOption, Oid, Repository, Signature};
 
-use crate::knobs::LARGEST_RECIPE;
 use crate::files;
+use crate::knobs::LARGEST_RECIPE;
 use crate::layout::RECIPE;
 use crate::workspace;
 
