@@ -1,5 +1,7 @@
 //! From TOML to a [`Campaign`], with messages that name the key and the line.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use crate::{Campaign, CampaignError};
@@ -12,14 +14,15 @@ const LARGEST: u64 = 1 << 20;
 
 /// A regular file's text, or that of a link to one: a device or a pipe may never end.
 fn read(path: &Path) -> std::io::Result<String> {
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() {
+    if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::other("it is no regular file"));
     }
-    if metadata.len() > LARGEST {
+    let mut text = String::new();
+    File::open(path)?.take(LARGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST {
         return Err(std::io::Error::other(format!("it has more than {LARGEST} bytes")));
     }
-    std::fs::read_to_string(path)
+    Ok(text)
 }
 
 impl Campaign {

@@ -128,7 +128,10 @@ impl Secret {
     /// in a file of another form, or that is not there.
     pub fn in_json(path: &Path) -> Vec<Self> {
         let mut bytes = Vec::new();
-        let read = File::open(path).and_then(|file| file.take(LONGEST_FILE).read_to_end(&mut bytes));
+        // A pipe would be waited for.
+        let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+        let opened = if is_file { File::open(path) } else { Err(std::io::ErrorKind::InvalidInput.into()) };
+        let read = opened.and_then(|file| file.take(LONGEST_FILE).read_to_end(&mut bytes));
         let mut found = Vec::new();
         if let (Ok(_), Ok(value)) = (read, serde_json::from_slice(&bytes)) {
             collect(&value, &format!("the file {}", path.display()), &mut found);

@@ -4,7 +4,7 @@
 //! be added up after a restart. It never has a key: the endpoint takes its own out before anything is written.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -72,11 +72,13 @@ impl Recording {
     pub fn read(path: &Path) -> Result<Self, RecordError> {
         let malformed = |reason: String| RecordError::Malformed { path: path.to_owned(), reason };
         let unread = |source| RecordError::Io { path: path.to_owned(), source };
-        let metadata = fs::metadata(path).map_err(unread)?;
-        if !metadata.is_file() || metadata.len() > LARGEST {
-            return Err(malformed(format!("it is no regular file of at most {LARGEST} bytes")));
+        let mut bytes = Vec::new();
+        if fs::metadata(path).map_err(unread)?.is_file() {
+            File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes)).map_err(unread)?;
         }
-        let bytes = fs::read(path).map_err(unread)?;
+        if bytes.is_empty() || bytes.len() as u64 > LARGEST {
+            return Err(malformed(format!("it is no regular file of 1 to {LARGEST} bytes")));
+        }
         let recording: Self = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
         if recording.version != VERSION {
             return Err(malformed(format!("it has version {}, not {VERSION}", recording.version)));

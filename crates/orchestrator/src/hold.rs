@@ -10,6 +10,9 @@ use std::time::Duration;
 /// The variable.
 pub const VARIABLE: &str = "AUTORESEARCH_HOLD";
 
+/// `AUTORESEARCH_PANIC=POINT:N` makes the N-th passing of [`may_panic`] at that point panic: faults that only a defect has.
+pub const PANIC: &str = "AUTORESEARCH_PANIC";
+
 /// Every point, in the order in which a search passes them.
 pub const POINTS: &[&str] = &[
     "search-pinned",
@@ -43,6 +46,16 @@ pub const POINTS: &[&str] = &[
 ];
 
 static PASSED: AtomicU64 = AtomicU64::new(0);
+static PASSED_SAFELY: AtomicU64 = AtomicU64::new(0);
+
+/// Passes a point at which a defect is feigned.
+pub fn may_panic(point: &'static str) {
+    let Ok(wanted) = std::env::var(PANIC) else { return };
+    let nth = wanted.strip_prefix(point).and_then(|rest| rest.strip_prefix(':')?.parse::<u64>().ok());
+    if nth.is_some_and(|nth| PASSED_SAFELY.fetch_add(1, Ordering::SeqCst) + 1 == nth) {
+        panic!("{PANIC} at {point}");
+    }
+}
 
 /// Passes a point of [`POINTS`].
 pub fn at(point: &'static str) {

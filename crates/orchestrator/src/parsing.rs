@@ -12,8 +12,8 @@ use std::thread;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// Most tokens on the way to any token of a text: those before it in its statement, and in the statements around it. Each
-/// may be a level of the tree.
+/// Most tokens on the way to any token of a text: those before it in its statement or its element of a list, and in those
+/// around it. Each may be a level of the tree.
 const DEEPEST: usize = 4096;
 /// Bytes of the parser's stack; what is never touched takes no memory. A level takes up to 5.4 kB of it, 27 kB without
 /// optimization (measured over 60 forms of nesting, syn 2.0.119).
@@ -35,7 +35,7 @@ pub enum Refusal {
         most: usize,
     },
     /// It is nested too deeply.
-    #[error("line {line}: nested too deeply, or more than {DEEPEST} tokens in one statement; split it")]
+    #[error("line {line}: nested too deeply, or more than {DEEPEST} tokens in one expression; split it")]
     TooDeep {
         /// Line, from 1.
         line: usize,
@@ -105,7 +105,7 @@ fn check_depth(tokens: &TokenStream) -> Result<(), Refusal> {
         };
         let ends = match &token {
             TokenTree::Ident(word) => after_block && CONTINUING.iter().all(|known| word != known),
-            TokenTree::Punct(sign) => sign.as_char() == ';' || (after_block && sign.as_char() == '#'),
+            TokenTree::Punct(sign) => matches!(sign.as_char(), ';' | ',') || (after_block && sign.as_char() == '#'),
             TokenTree::Group(_) | TokenTree::Literal(_) => false,
         };
         depth = if ends { outer } else { depth } + 1;
@@ -147,7 +147,8 @@ pub fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    language_model::one_line(text.unwrap_or("it panicked"), LONGEST_MESSAGE)
+    let text = language_model::printable(text.unwrap_or("it panicked").as_bytes());
+    language_model::one_line(&text, LONGEST_MESSAGE)
 }
 
 #[cfg(test)]

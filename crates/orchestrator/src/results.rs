@@ -160,7 +160,9 @@ fn compare(records: &[csv::StringRecord], tag: &str, own: &[csv::StringRecord]) 
 
 /// Whether a record is this row, or what an older version wrote of it.
 fn same(record: &csv::StringRecord, row: &csv::StringRecord) -> bool {
-    record.iter().zip(row).enumerate().all(|(i, (a, b))| a == b || (i >= OLDEST_COLUMNS && a.is_empty()))
+    let cleaned = |a: &str, b: &str| cell(a, 2 * LONGEST_TEXT) == b;
+    let mut pairs = record.iter().zip(row).enumerate();
+    pairs.all(|(i, (a, b))| a == b || cleaned(a, b) || (i >= OLDEST_COLUMNS && a.is_empty()))
 }
 
 /// Oldest first. Of one search the number says what is older, also where the clock jumped back; RFC 3339 in UTC sorts

@@ -207,6 +207,19 @@ fn a_checkout_that_is_dirty_or_rewritten_and_a_worktree_that_is_gone_change_noth
 }
 
 #[test]
+fn a_table_that_never_ends_is_not_read() {
+    let repository = half_way();
+    let table = repository.root().join("results.tsv");
+    fs::remove_file(&table).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &table).unwrap();
+    repository.run(&arguments("4"));
+    assert_eq!(repository.outcome(), *UNDISTURBED);
+    fs::remove_file(&table).unwrap();
+    repository.run(&["repair"]);
+    repository.check(4);
+}
+
+#[test]
 fn a_second_orchestrator_is_refused() {
     let repository = half_way();
     let held = repository.dir.path().join("held");

@@ -145,6 +145,53 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
 }
 
 #[test]
+fn an_answer_that_would_overflow_the_stack_is_one_refused_answer() {
+    let deep = |value: &str| format!("    learning_rate: {value}4e-3, // search: log 5e-4..2e-2");
+    let server = Server::start([
+        edit("deep", LINE, &deep(&"!".repeat(40_000))),
+        edit("nested", LINE, &format!("    learning_rate: {}4e-3{},", "(".repeat(9000), ")".repeat(9000))),
+        edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),
+        stream(openai("NONE")),
+        reply("401 Unauthorized", "content-type: application/json\r\n", r#"{"error":{"message":"no"}}"#),
+    ]);
+    let repository = asking(&server);
+    run(&repository);
+    let rows = rows(&repository);
+    assert_eq!((&rows[1]["agent"], &rows[1]["description"]), (&"test-model".into(), &"a higher rate".into()));
+    assert_eq!(rows.len(), 4);
+    for asked in [server.request(), server.request(), server.request()].iter().skip(1) {
+        assert!(asked.contains("nested too deeply"), "{asked}");
+    }
+    // A person's is refused as well, before it costs a row.
+    let file = repository.dir.path().join("deep.rs");
+    for text in ["(".repeat(9000) + &")".repeat(9000), "!".repeat(200_000), "1+".repeat(100_000) + "1"] {
+        fs::write(&file, format!("const SCRATCH: Knobs = Knobs {{ learning_rate: {text} }};\n")).unwrap();
+        let out = repository.output(&["try", file.to_str().unwrap(), "--tag", "t"]);
+        assert_eq!(out.status.code(), Some(10), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    assert_eq!(self::rows(&repository).len(), 4);
+}
+
+#[test]
+fn a_thinker_that_panics_is_asked_again() {
+    let server = Server::start([
+        edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),
+        stream(openai("NONE")),
+        reply("401 Unauthorized", "content-type: application/json\r\n", r#"{"error":{"message":"no"}}"#),
+    ]);
+    let repository = asking(&server);
+    let out =
+        repository.command(&RUN).env("TEST_KEY", KEY).env(orchestrator::hold::PANIC, "thinking:1").output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let agents: Vec<String> =
+        rows(&repository).iter().map(|row| row["agent"].as_str().unwrap_or_default().to_owned()).collect();
+    assert_eq!(agents[0], "baseline");
+    assert!(agents.len() == 4 && agents.contains(&"test-model".to_owned()), "{agents:?}");
+    let told = String::from_utf8_lossy(&out.stdout);
+    assert!(told.contains("a fault of ours, please report it"), "{told}");
+}
+
+#[test]
 fn a_mixed_search_takes_turns() {
     let server = Server::start([
         edit("a higher rate", LINE, "    learning_rate: 9.5e-3, // search: log 5e-4..2e-2"),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Cost;
 use super::model::{Conversation, Model, Thought};
+use crate::hold;
 use crate::knobs;
 use crate::ledger::Built;
 use crate::parsing;
@@ -230,25 +231,36 @@ fn survived(model: &mut Model, assignment: Assignment, compiles: &AtomicBool) ->
         Task::Repair(repair) => repair.cost,
         Task::Nothing | Task::Propose(_) => Cost::default(),
     };
-    let worked = parsing::contained(|| work(model, assignment, compiles));
-    worked.unwrap_or_else(|message| {
+    let mut lessons = Vec::new();
+    let worked = parsing::contained(|| work(model, assignment, compiles, &mut lessons));
+    let (outcome, cost) = worked.unwrap_or_else(|message| {
         compiles.store(false, Ordering::Relaxed);
         let mut cost = model.take_cost();
         cost.add(&before);
         let outcome = Outcome::None(format!("a fault of ours, please report it: {message}"));
-        Answer { lessons: Vec::new(), outcome, cost }
-    })
+        (outcome, cost)
+    });
+    Answer { lessons, outcome, cost }
 }
 
-fn work(model: &mut Model, assignment: Assignment, compiles: &AtomicBool) -> Answer {
+/// What came of it, and the cost; what was learnt first goes to `learnt`.
+fn work(
+    model: &mut Model,
+    assignment: Assignment,
+    compiles: &AtomicBool,
+    learnt: &mut Vec<(u64, String)>,
+) -> (Outcome, Cost) {
     let Assignment { lessons, task, recipe, commit, tried, mut compile } = assignment;
-    let learn = |lesson: Lesson| Some((lesson.experiment, model.learn(lesson.conversation, &lesson.result)?));
-    let lessons: Vec<(u64, String)> = lessons.into_iter().filter_map(learn).collect();
+    for lesson in lessons {
+        let text = model.learn(lesson.conversation, &lesson.result);
+        learnt.extend(text.map(|text| (lesson.experiment, text)));
+    }
     let accept = |edit: &Edit| accept(edit, &tried);
+    hold::may_panic("thinking");
     let mut before = Cost::default();
     let (mut thought, shown) = match task {
-        Task::Nothing => return Answer { lessons, outcome: Outcome::Nothing, cost: model.take_cost() },
-        Task::Propose(question) => match question(&lessons) {
+        Task::Nothing => return (Outcome::Nothing, model.take_cost()),
+        Task::Propose(question) => match question(learnt) {
             Ok(question) => (model.propose(question, &recipe, accept), commit),
             Err(why) => (Thought::None(why), commit),
         },
@@ -288,7 +300,7 @@ fn work(model: &mut Model, assignment: Assignment, compiles: &AtomicBool) -> Ans
     };
     let mut cost = model.take_cost();
     cost.add(&before);
-    Answer { lessons, outcome, cost }
+    (outcome, cost)
 }
 
 /// Refuses what need not be built to be refused; otherwise the hash of its tokens.

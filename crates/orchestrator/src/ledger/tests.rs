@@ -216,9 +216,9 @@ fn noise_is_pooled_and_a_first_run_that_chose_itself_is_no_part_of_it() {
     assert!((noise.sd - 0.2 / 2f64.sqrt()).abs() < 1e-12 && noise.freedom == 1);
     assert!((noise.error - noise.sd / 2f64.sqrt()).abs() < 1e-12);
     // The first run of the second, 1.0, was so good that it was run again.
-    events.extend([proposed(2), replicated(2, 2, 4.0), replicated(3, 2, 4.0), with_loss(2, Status::Discard, 1.0, 3)]);
+    events.extend([proposed(2), replicated(2, 2, 4.0), replicated(3, 2, 4.2), with_loss(2, Status::Discard, 1.0, 3)]);
     let noise = state(&events).unwrap().noise().unwrap();
-    assert!((noise.sd - 0.1).abs() < 1e-12 && noise.freedom == 2, "{noise:?}");
+    assert!((noise.sd - 0.2 / 2f64.sqrt()).abs() < 1e-12 && noise.freedom == 2, "{noise:?}");
     events.push(replicated(5, 2, 4.0));
     assert!(state(&events).is_err(), "the fourth comes next");
 }
