@@ -190,13 +190,17 @@ pub struct Budget {
     /// Seconds of training.
     #[serde(default)]
     pub seconds: Option<f64>,
+    /// What those seconds are. A campaign from before there was this key counts wall time.
+    #[serde(default)]
+    pub clock: Clock,
     /// Training tokens, for machines whose speed is not steady, and for runs that must repeat exactly.
     #[serde(default)]
     pub tokens: Option<u64>,
     /// Steps at the start that the clock does not count (allocation, autotuning).
     #[serde(default = "default_warmup_steps")]
     pub warmup_steps: u64,
-    /// Wall-clock seconds after which the whole process group gets SIGTERM, start-up and dev evaluation included.
+    /// Wall-clock seconds after which the whole process group gets SIGTERM, start-up and dev evaluation included. Longer
+    /// than a run takes beside other programs, which slow it down.
     pub hard_limit_seconds: f64,
     /// Seconds between SIGTERM and SIGKILL.
     #[serde(default = "default_grace")]
@@ -207,6 +211,19 @@ pub struct Budget {
     /// Most that a trainer may leave on disk, in GiB.
     #[serde(default = "default_disk_gb")]
     pub disk_gb: f64,
+}
+
+/// What the seconds of a budget are; docs/trust.md has what each is worth beside other programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    /// Time that passes.
+    #[default]
+    Wall,
+    /// Time of the processor that training took: that of all threads over the number of threads, or that of the thread
+    /// that steps where it is more. What other programs take is not counted. On a GPU it is wall time: there the
+    /// processor waits.
+    Processor,
 }
 
 /// What ends training.

@@ -103,7 +103,7 @@ fn contradictions_say_what_to_do() {
         (NANO, "seconds = 60.0", "seconds = -1.0", "budget.seconds is -1; it must be a positive number"),
         (
             NANO,
-            "hard_limit_seconds = 150.0",
+            "hard_limit_seconds = 300.0",
             "hard_limit_seconds = 60.0",
             "budget.hard_limit_seconds is 60, not above budget.seconds (60); leave room for start-up and dev evaluation",
         ),

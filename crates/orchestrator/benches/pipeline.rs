@@ -86,7 +86,7 @@ fn share(lengths: &Lengths, ahead: bool) -> serde_json::Value {
         .replacen("kind = \"search\"\n", &agent, 1)
         .replace("sandbox = \"off\"", "sandbox = \"best-effort\"")
         .replace("seconds = 60.0", &format!("seconds = {:?}", lengths.budget))
-        .replace("hard_limit_seconds = 150.0", &format!("hard_limit_seconds = {:?}", lengths.budget * 3.0));
+        .replace("hard_limit_seconds = 300.0", &format!("hard_limit_seconds = {:?}", lengths.budget * 3.0));
     fs::write(&campaign, text).unwrap();
     repository.git(&["commit", "-qam", "a model"]);
     let program = |name: &str, from: &str, to: &str| {

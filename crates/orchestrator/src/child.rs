@@ -9,6 +9,7 @@ mod interrupts;
 mod lifeline;
 mod output;
 mod scratch;
+mod usage;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -31,6 +32,7 @@ use crate::secrets;
 pub use interrupts::Interrupts;
 use lifeline::Lifeline;
 pub use output::last_lines;
+pub use usage::Usage;
 
 /// How often a waiting caller is told how long it has been waiting.
 const TICK: Duration = Duration::from_millis(500);
@@ -56,6 +58,8 @@ pub struct Task {
     pub errors: Option<PathBuf>,
     /// Time after which the group gets SIGTERM.
     pub limit: Duration,
+    /// Time of the processor after which it gets SIGTERM as well, that of all its threads and children.
+    pub processor: Option<Duration>,
     /// Time between SIGTERM and SIGKILL.
     pub grace: Duration,
     /// How it is confined; not at all when absent.
@@ -92,6 +96,7 @@ impl Task {
             log,
             errors: None,
             limit,
+            processor: None,
             grace,
             confined: None,
         }
@@ -123,6 +128,11 @@ impl Task {
         watched.is_some_and(|(folder, most)| files::size(folder) > *most)
     }
 
+    /// Whether it computed for longer than it may.
+    pub fn exceeds(&self, used: &Usage) -> bool {
+        self.processor.is_some_and(|most| used.processor > most)
+    }
+
     /// Sets a variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
@@ -138,7 +148,7 @@ pub enum End {
     Exited(i32),
     /// A signal that was not ours killed it: a fault, or the system short of memory.
     Killed(i32),
-    /// It ran past its limit and was stopped.
+    /// It ran past its limit, or computed for longer than it may, and was stopped.
     TimedOut,
     /// It wrote more than it may and was stopped.
     Overflowed,
@@ -162,10 +172,8 @@ pub struct Finished {
     pub end: End,
     /// From start to end; suspended time does not count.
     pub elapsed: Duration,
-    /// Peak resident bytes of the largest process among the leader and the children it waited for (`wait4`).
-    pub memory: u64,
-    /// Processor time of the leader and of every process that it or its children waited for.
-    pub processor: Duration,
+    /// What it used.
+    pub usage: Usage,
     /// Most bytes that its scratch folders held at the end.
     pub disk: u64,
     /// Files to keep that could not be kept, and why.
@@ -175,8 +183,8 @@ pub struct Finished {
 impl Finished {
     /// Of a command that was not started.
     fn interrupted() -> Self {
-        let (elapsed, processor) = (Duration::ZERO, Duration::ZERO);
-        Self { end: End::Interrupted, elapsed, memory: 0, processor, disk: 0, refused: Vec::new() }
+        let usage = Usage::default();
+        Self { end: End::Interrupted, elapsed: Duration::ZERO, usage, disk: 0, refused: Vec::new() }
     }
 }
 
@@ -278,9 +286,12 @@ impl Runner {
 
         let mut phase = Phase::Running;
         let mut deadline = started + task.limit;
+        let mut meter = usage::Meter::start(pid);
         loop {
             let wait = deadline.saturating_duration_since(Instant::now()).min(TICK);
-            match (events.recv_timeout(wait), &phase) {
+            let event = events.recv_timeout(wait);
+            let used = meter.read();
+            match (event, &phase) {
                 (Ok(Event::Exited), _) => break,
                 (Ok(Event::Interrupt), Phase::Running) => {
                     signal(pid, Signal::TERM);
@@ -298,6 +309,11 @@ impl Runner {
                     signal(pid, Signal::KILL);
                     phase = Phase::Killed(End::Overflowed);
                     deadline = Instant::now() + UNKILLABLE;
+                }
+                (Err(RecvTimeoutError::Timeout), Phase::Running) if task.exceeds(&used) => {
+                    signal(pid, Signal::TERM);
+                    phase = Phase::Terminating(End::TimedOut);
+                    deadline = Instant::now() + task.grace;
                 }
                 (Err(RecvTimeoutError::Timeout), _) if Instant::now() < deadline => {
                     tick(Progress { elapsed: started.elapsed(), scratch: visible.as_deref() });
@@ -322,6 +338,8 @@ impl Runner {
         // What the leader left running in its group.
         signal(pid, Signal::KILL);
         let used = child.wait4().context("cannot wait for a child")?;
+        let rusage = &used.rusage;
+        let usage = meter.end(rusage.utime + rusage.stime, rusage.maxrss);
         self.lifeline.hold(None)?;
         self.interrupts.unsubscribe(pid);
         sandbox::clean();
@@ -343,9 +361,8 @@ impl Runner {
             Some(confined) => scratch.collect(confined)?,
             None => Vec::new(),
         };
-        let processor = used.rusage.utime + used.rusage.stime;
-        tracing::debug!(?end, ?elapsed, ?processor, memory = used.rusage.maxrss, disk, ?refused, "ended");
-        Ok(Finished { end, elapsed, memory: used.rusage.maxrss, processor, disk, refused })
+        tracing::debug!(?end, ?elapsed, ?usage, disk, ?refused, "ended");
+        Ok(Finished { end, elapsed, usage, disk, refused })
     }
 }
 

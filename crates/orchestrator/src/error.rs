@@ -59,6 +59,9 @@ pub enum Failure {
         /// What to do.
         hint: String,
     },
+    /// Other programs leave too little of the processor for a run to come to its end.
+    #[error("{0}")]
+    TooBusy(String),
     /// There is nothing to show yet.
     #[error("{0}")]
     NothingYet(String),
@@ -81,6 +84,7 @@ Exit codes:
     8  the journal is damaged
     9  nothing has been run yet
    10  the recipe that was handed in cannot be tried
+   11  other programs keep the machine too busy for a run to come to its end
   130  killed by a second Ctrl-C";
 
 impl Failure {
@@ -96,6 +100,7 @@ impl Failure {
             Self::Journal { .. } => 8,
             Self::NothingYet(_) => 9,
             Self::Recipe { .. } => 10,
+            Self::TooBusy(_) => 11,
             Self::Interrupted => 130,
         }
     }
@@ -117,6 +122,11 @@ impl Failure {
                 "nothing was changed; start another search with --tag, or move {} aside",
                 path.parent().unwrap_or(path).display()
             )),
+            Self::TooBusy(_) => Some(
+                "no experiment is blamed for it: run again when they are done, or give the search cores of its own with \
+                 --cores; it goes on where it was"
+                    .into(),
+            ),
             Self::NothingYet(_) => Some("start a search with `cargo run --release -- run`".into()),
             Self::Interrupted => Some("run the same command again to go on".into()),
         }

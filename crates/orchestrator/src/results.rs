@@ -47,6 +47,8 @@ pub const COLUMNS: [&str; 22] = [
 ];
 /// Characters of a description, and of a reason.
 const LONGEST_TEXT: usize = 600;
+/// Numbers from this on are written with a power of ten.
+const LARGEST_PLAIN: f64 = 1e12;
 /// Columns of the first version.
 const OLDEST_COLUMNS: usize = 20;
 const EXPERIMENT: usize = 5;
@@ -205,7 +207,7 @@ fn read(path: &Path) -> Result<Vec<csv::StringRecord>> {
 
 /// One row as text. What was not measured is zero in the first columns, as there, and empty in the others.
 fn record(tag: &str, row: &Row) -> csv::StringRecord {
-    let number = |value: Option<f64>, digits: usize| value.map_or_else(String::new, |v| format!("{v:.digits$}"));
+    let number = |value: Option<f64>, digits: usize| value.map_or_else(String::new, |v| figure(v, digits));
     let evaluation = row.evaluation.as_ref();
     let trained = row.trained.as_ref();
     let share = |i: usize| number(evaluation.map(|e| e.shares[i]), 6);
@@ -215,7 +217,7 @@ fn record(tag: &str, row: &Row) -> csv::StringRecord {
     };
     let fields = [
         short(&row.commit).to_owned(),
-        format!("{:.6}", evaluation.map_or(0.0, |e| e.eval_ppl)),
+        figure(evaluation.map_or(0.0, |e| e.eval_ppl), 6),
         format!("{memory:.1}"),
         row.status.name().to_owned(),
         cell(&description(row), 2 * LONGEST_TEXT),
@@ -238,6 +240,11 @@ fn record(tag: &str, row: &Row) -> csv::StringRecord {
         evaluation.map_or_else(String::new, |_| row.comparison.as_ref().map_or(1, |c| c.runs).to_string()),
     ];
     csv::StringRecord::from(fields.to_vec())
+}
+
+/// A number with so many decimals; a large one with its power of ten, so that none is wider than its column.
+pub fn figure(value: f64, digits: usize) -> String {
+    if value.abs() < LARGEST_PLAIN { format!("{value:.digits$}") } else { format!("{value:.3e}") }
 }
 
 /// Seven characters of a commit.

@@ -284,9 +284,18 @@ impl<'a> Search<'a> {
         self.campaign.sandbox != Sandbox::Off
     }
 
+    /// Threads that its programs use.
+    pub fn threads(&self) -> usize {
+        self.asked_threads().or_else(|| Some(std::thread::available_parallelism().ok()?.get())).unwrap_or(1).max(1)
+    }
+
+    fn asked_threads(&self) -> Option<usize> {
+        self.machine.threads.or_else(|| self.machine.cores.as_ref().map(Vec::len))
+    }
+
     /// Adds to a program's arguments how it may use the machine.
     pub fn machine(&self, task: Task) -> Task {
-        let threads = self.machine.threads.or_else(|| self.machine.cores.as_ref().map(Vec::len));
+        let threads = self.asked_threads();
         let task = match threads {
             Some(threads) => task.flag("--threads", threads.to_string()),
             None => task,

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::error::Failure;
 use crate::journal;
 use crate::layout::{self, Layout};
-use crate::ledger::{Evaluation, Row, State, Time};
+use crate::ledger::{Evaluation, Row, State, Time, Trained};
 use crate::results::{self, Figures};
 use crate::search;
 use crate::secrets;
@@ -63,6 +63,31 @@ pub struct Status<'a> {
     pub noise_hint: Option<String>,
     /// What the sandbox enforced in the last run that trained.
     pub sandbox: Option<&'a Enforced>,
+    /// How busy others kept the machine, where that was looked at.
+    pub others: Option<Others>,
+}
+
+/// How busy others kept the cores of this search, over its training runs.
+#[derive(Debug, Serialize)]
+pub struct Others {
+    /// Mean share of the cores' time that they took.
+    pub mean: f64,
+    /// The largest of a run.
+    pub most: f64,
+}
+
+impl Others {
+    fn of(state: &State) -> Option<Self> {
+        let rows = state.rows.iter().filter_map(|row| row.trained.as_ref());
+        let arms = state.arm_runs.iter().filter_map(|run| run.measured()).map(|measured| &measured.trained);
+        let again = state.replicates.iter().map(|replicate| &replicate.trained);
+        let shares = |run: &Trained| run.processor.map(|used| used.others);
+        let all: Vec<f64> = rows.chain(again).chain(arms).filter_map(shares).collect();
+        Some(Self {
+            mean: all.iter().sum::<f64>() / all.len() as f64,
+            most: all.into_iter().reduce(f64::max)?,
+        })
+    }
 }
 
 /// The experiment that is not over.
@@ -112,6 +137,7 @@ impl<'a> Status<'a> {
                 results::unsupported(&noise, &campaign.noise)
             }),
             sandbox: state.rows.iter().rev().find_map(|row| row.trained.as_ref()?.sandbox.as_ref()),
+            others: Others::of(state),
         }
     }
 
@@ -131,6 +157,10 @@ impl<'a> Status<'a> {
         lines.extend(self.noise_hint.clone());
         if let Some(row) = state.rows.last() {
             lines.push(format!("last: {}", results::line(row).trim_start()));
+        }
+        if let Some(others) = &self.others {
+            let [mean, most] = [others.mean, others.most].map(|share| 100.0 * share);
+            lines.push(format!("others took {mean:.0} % of the cores while it trained, {most:.0} % at most in a run"));
         }
         if let Some(sandbox) = self.sandbox {
             lines.push(format!("sandbox: {}", sandbox.summary()));

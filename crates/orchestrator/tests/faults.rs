@@ -293,24 +293,121 @@ fn code_that_no_person_wrote_needs_the_whole_sandbox() {
     assert_eq!(repository.outcome().len(), 3);
 }
 
-#[test]
-fn training_past_the_budget_is_seen_by_our_own_clock() {
+/// A search of the baseline, whose trainer takes these lines when the recipe's learning rate is 7e-3, and the recipe.
+fn with_trainer(budget: &str, lines: &str) -> (Repository, String) {
     let repository = Repository::new();
     let campaign = repository.root().join("experiments/nano/campaign.toml");
     let text = fs::read_to_string(&campaign).unwrap();
-    assert!(text.contains("seconds = 60.0"));
-    fs::write(&campaign, text.replacen("seconds = 60.0", "seconds = 0.1", 1)).unwrap();
-    // It trains for a minute, and would say that it was a second.
+    let (before, rest) = text.split_once("seconds = 60.0").unwrap();
+    let (_, behind) = rest.split_once("grace_seconds = 10.0").unwrap();
+    fs::write(&campaign, format!("{before}{budget}\ngrace_seconds = 1.0{behind}")).unwrap();
     let trainer = repository.dir.path().join("stand-ins/bin/trainer");
     let script = fs::read_to_string(&trainer).unwrap();
-    fs::write(&trainer, script.replacen("echo RATE", "[ RATE = 7e-3 ] && sleep 60\necho RATE", 1)).unwrap();
+    fs::write(&trainer, script.replacen("echo RATE", &format!("{lines}\necho RATE"), 1)).unwrap();
     repository.git(&["commit", "-q", "-am", "short"]);
-    repository.run(&arguments("1"));
     let file = repository.dir.path().join("candidate.rs");
     fs::write(&file, RECIPE.replace("4e-3", "7e-3")).unwrap();
-    let out = repository.output(&["try", file.to_str().unwrap(), "--tag", "t"]);
+    (repository, file.display().to_string())
+}
+
+/// The row of a recipe that is tried.
+fn tried(repository: &Repository, file: &str) -> serde_json::Value {
+    let out = repository.output(&["try", file, "--tag", "t"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let row = &repository.json(&["results", "--json"])["experiments"][1];
+    repository.json(&["results", "--json"])["experiments"].as_array().unwrap().last().unwrap().clone()
+}
+
+const SHORT: &str = "seconds = 0.1\nclock = \"processor\"\nhard_limit_seconds = 60.0";
+
+#[test]
+fn computing_past_the_budget_is_seen_whatever_process_does_it() {
+    for burns in ["while :; do :; done", "while :; do :; done & wait"] {
+        let (repository, file) = with_trainer(SHORT, &format!("if [ RATE = 7e-3 ]; then {burns}; fi"));
+        repository.run(&arguments("1"));
+        let row = tried(&repository, &file);
+        assert_eq!(row["status"], "timeout", "{row}");
+        assert!(row["reason"].as_str().unwrap().contains("over its budget"), "{row}");
+    }
+}
+
+#[test]
+fn a_run_that_gets_little_of_the_processor_is_no_timeout() {
+    // Far longer by the wall clock than the baseline, as beside other programs.
+    let (repository, file) = with_trainer(SHORT, "[ RATE = 7e-3 ] && sleep 5");
+    repository.run(&arguments("1"));
+    let row = tried(&repository, &file);
+    assert!(row["evaluation"].is_object(), "{row}");
+}
+
+/// Computes until it is dropped.
+#[cfg(target_os = "linux")]
+struct Busy(Vec<std::process::Child>);
+
+#[cfg(target_os = "linux")]
+impl Busy {
+    fn start() -> Self {
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let start = |_| Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        Self((0..3 * cores).map(start).collect())
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_starves_is_run_again_and_nothing_is_blamed_but_a_recipe_that_starves_alone() {
+    let budget = "seconds = 2.0\nclock = \"processor\"\nhard_limit_seconds = 3.0";
+    let lines = "if [ -e \"${0%/*}/../../../../../../burns\" ] || [ RATE = 7e-3 ]; then while :; do :; done; fi";
+    let (repository, file) = with_trainer(budget, lines);
+    let burns = repository.root().join("burns");
+    let _busy = Busy::start();
+
+    // Where the baseline starves, too, the machine is to blame.
+    fs::write(repository.root().join(".git/info/exclude"), "burns\n").unwrap();
+    fs::write(&burns, "").unwrap();
+    let out = repository.output(&arguments("1"));
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(11), "{told}");
+    assert!(told.contains("keep this machine too busy") && told.contains("--cores"), "{told}");
+    assert!(repository.outcome().is_empty());
+    fs::remove_file(&burns).unwrap();
+
+    repository.run(&arguments("1"));
+    let status = repository.json(&["status", "--json"]);
+    assert!(status["others"]["most"].as_f64().unwrap() > 0.25, "{status}");
+    let row = tried(&repository, &file);
     assert_eq!(row["status"], "timeout", "{row}");
-    assert!(row["reason"].as_str().unwrap().contains("over its budget"), "{row}");
+    assert!(row["reason"].as_str().unwrap().contains("the incumbent came to its end"), "{row}");
+}
+
+#[test]
+fn what_a_run_says_of_itself_is_believed_within_reason() {
+    for (figures, says) in [
+        (r#""training_seconds":1e300,"num_steps":10,"tokens":1000"#, "trained for 1.000e300 s"),
+        (r#""training_seconds":-1,"num_steps":10,"tokens":1000"#, "trained for -1.0 s"),
+        (r#""training_seconds":1,"processor_seconds":1e9,"num_steps":10,"tokens":1000"#, "computed for"),
+        (r#""training_seconds":1,"num_steps":1001,"tokens":1000"#, "did 1001 steps on 1000 tokens"),
+        (
+            r#""training_seconds":1,"num_steps":10,"tokens":18446744073709551615"#,
+            "trained on 18446744073709551615 tokens",
+        ),
+    ] {
+        let summary = format!("echo '{{\"status\":\"completed\",{figures}}}' > \"$out/summary.json\"");
+        let lines = format!("[ RATE = 7e-3 ] && {{ echo RATE 0 > \"$out/artifact.ternary\"; {summary}; exit 0; }}");
+        let (repository, file) = with_trainer(SHORT, &lines);
+        repository.run(&arguments("1"));
+        let row = tried(&repository, &file);
+        assert_eq!(row["status"], "invalid", "{row}");
+        assert!(row["reason"].as_str().unwrap().contains(says), "{row}");
+        assert!(row["trained"].is_null(), "{row}");
+    }
 }

@@ -1,9 +1,78 @@
 //! The budget's clock: it counts training and nothing else.
 //!
-//! Start-up, the campaign's `warmup_steps`, dev evaluation and the writing of the artifact are outside of it. It reads
-//! `Instant`, which is CLOCK_MONOTONIC on Linux and CLOCK_UPTIME_RAW on macOS: neither moves while the machine sleeps.
+//! Start-up, the campaign's `warmup_steps`, dev evaluation and the writing of the artifact are outside of it. What its
+//! seconds are is the [`Meter`]'s. It counts for honest recipes: one that moves it has the orchestrator to fear, which
+//! asks the kernel what the process used.
 
 use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// What the seconds of a clock are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meter {
+    /// `Instant`: CLOCK_MONOTONIC on Linux and CLOCK_UPTIME_RAW on macOS; neither moves while the machine sleeps.
+    Wall,
+    /// Processor time of all threads of this process over so many threads; where the calling thread alone had more, that.
+    Processor {
+        /// Threads that training may use.
+        threads: u32,
+    },
+}
+
+/// A moment by every clock there is.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    wall: Instant,
+    process: Duration,
+    thread: Duration,
+}
+
+impl Moment {
+    /// This moment, on this thread.
+    pub fn now() -> Self {
+        Self {
+            wall: Instant::now(),
+            process: processor_time(ClockId::ProcessCPUTime),
+            thread: processor_time(ClockId::ThreadCPUTime),
+        }
+    }
+
+    /// What passed since an earlier moment.
+    pub fn since(self, earlier: Self) -> Span {
+        Span {
+            wall: self.wall.saturating_duration_since(earlier.wall),
+            process: self.process.saturating_sub(earlier.process),
+            thread: self.thread.saturating_sub(earlier.thread),
+        }
+    }
+}
+
+/// What passed between two moments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    /// By the wall clock.
+    pub wall: Duration,
+    /// Processor time of all threads.
+    pub process: Duration,
+    /// Processor time of the thread that asked.
+    pub thread: Duration,
+}
+
+impl Span {
+    /// Its length as a budget counts it.
+    pub fn by(self, meter: Meter) -> Duration {
+        match meter {
+            Meter::Wall => self.wall,
+            Meter::Processor { threads } => (self.process / threads.max(1)).max(self.thread),
+        }
+    }
+}
+
+fn processor_time(id: ClockId) -> Duration {
+    let time = clock_gettime(id);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
 
 /// What ends a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,30 +92,35 @@ const WARMUP_SHARE: f64 = 0.25;
 #[derive(Debug)]
 pub struct Clock {
     budget: Budget,
+    meter: Meter,
     uncounted_steps: u64,
     uncounted_left: Duration,
     counted: Duration,
     /// Counted and uncounted training time.
     trained: Duration,
-    step_started: Instant,
+    /// Processor time of what is counted, all threads.
+    processor: Duration,
+    step_started: Moment,
     steps: u64,
     tokens: u64,
 }
 
 impl Clock {
     /// A clock whose first step starts at [`Clock::resume`]; the first `uncounted_steps` steps are free of time.
-    pub fn new(budget: Budget, uncounted_steps: u64) -> Self {
+    pub fn new(budget: Budget, meter: Meter, uncounted_steps: u64) -> Self {
         let uncounted_left = match budget {
             Budget::Seconds(seconds) => Duration::from_secs_f64(seconds * WARMUP_SHARE),
             Budget::Tokens(_) | Budget::Steps(_) => Duration::MAX,
         };
         Self {
             budget,
+            meter,
             uncounted_steps,
             uncounted_left,
             counted: Duration::ZERO,
             trained: Duration::ZERO,
-            step_started: Instant::now(),
+            processor: Duration::ZERO,
+            step_started: Moment::now(),
             steps: 0,
             tokens: 0,
         }
@@ -54,40 +128,43 @@ impl Clock {
 
     /// Starts timing a step: call before the first and after anything that is not training.
     pub fn resume(&mut self) {
-        self.step_started = Instant::now();
+        self.step_started = Moment::now();
     }
 
-    /// Ends a step of `tokens` tokens and starts timing the next one; returns the step's duration.
-    pub fn step_done(&mut self, tokens: u64) -> Duration {
-        let now = Instant::now();
-        let took = now - self.step_started;
-        self.step_started = now;
-        self.record(took, tokens);
-        took
+    /// Ends a step of `tokens` tokens and starts timing the next one; returns what the step took.
+    pub fn step_done(&mut self, tokens: u64) -> Span {
+        let span = self.lap();
+        self.record(span, tokens);
+        span
     }
 
     /// Counts the time since the last step's end as training of that step: a wait for the device.
     pub fn waited(&mut self) {
-        let now = Instant::now();
-        let waited = now - self.step_started;
-        self.step_started = now;
-        self.add(waited);
+        let span = self.lap();
+        self.add(span);
     }
 
-    fn record(&mut self, took: Duration, tokens: u64) {
+    fn lap(&mut self) -> Span {
+        let now = Moment::now();
+        let span = now.since(self.step_started);
+        self.step_started = now;
+        span
+    }
+
+    fn record(&mut self, span: Span, tokens: u64) {
         self.steps += 1;
         self.tokens += tokens;
-        self.add(took);
+        self.add(span);
     }
 
-    fn add(&mut self, took: Duration) {
+    fn add(&mut self, span: Span) {
+        let took = span.by(self.meter);
         self.trained += took;
-        if self.steps <= self.uncounted_steps {
-            let free = took.min(self.uncounted_left);
-            self.uncounted_left -= free;
-            self.counted += took - free;
-        } else {
-            self.counted += took;
+        let free = if self.steps <= self.uncounted_steps { took.min(self.uncounted_left) } else { Duration::ZERO };
+        self.uncounted_left -= free;
+        self.counted += took - free;
+        if free.is_zero() {
+            self.processor += span.process;
         }
     }
 
@@ -112,6 +189,11 @@ impl Clock {
         self.trained.as_secs_f64()
     }
 
+    /// Seconds of the processor, all threads together, that the steps which count took.
+    pub fn processor_seconds(&self) -> f64 {
+        self.processor.as_secs_f64()
+    }
+
     /// Steps done.
     pub fn steps(&self) -> u64 {
         self.steps
@@ -127,40 +209,67 @@ impl Clock {
 mod tests {
     use super::*;
 
-    fn second() -> Duration {
-        Duration::from_secs(1)
+    /// A second in which two threads computed for 1.5.
+    const SECOND: Span =
+        Span { wall: Duration::from_secs(1), process: Duration::from_millis(1500), thread: Duration::from_millis(800) };
+
+    fn clock(budget: Budget) -> Clock {
+        Clock::new(budget, Meter::Wall, 2)
     }
 
     #[test]
     fn first_steps_are_free() {
-        let mut clock = Clock::new(Budget::Seconds(10.0), 2);
-        clock.record(second(), 5);
-        clock.record(second(), 5);
-        assert_eq!(clock.progress(), 0.0);
-        clock.record(second(), 5);
+        let mut clock = clock(Budget::Seconds(10.0));
+        clock.record(SECOND, 5);
+        clock.record(SECOND, 5);
+        assert_eq!((clock.progress(), clock.processor_seconds()), (0.0, 0.0));
+        clock.record(SECOND, 5);
         assert_eq!(clock.progress(), 0.1);
-        assert_eq!((clock.trained_seconds(), clock.counted_seconds()), (3.0, 1.0));
+        assert_eq!((clock.trained_seconds(), clock.counted_seconds(), clock.processor_seconds()), (3.0, 1.0, 1.5));
     }
 
     #[test]
     fn an_endless_first_step_counts() {
-        let mut clock = Clock::new(Budget::Seconds(4.0), 2);
-        clock.record(3 * second(), 5);
+        let mut clock = clock(Budget::Seconds(4.0));
+        clock.record(Span { wall: 3 * SECOND.wall, ..SECOND }, 5);
         assert_eq!(clock.counted_seconds(), 2.0);
-        clock.record(9 * second(), 5);
+        clock.record(Span { wall: 9 * SECOND.wall, ..SECOND }, 5);
         assert_eq!(clock.progress(), 1.0);
     }
 
     #[test]
     fn tokens_and_steps_count_from_the_first() {
-        let mut clock = Clock::new(Budget::Tokens(20), 2);
-        clock.record(second(), 5);
-        assert_eq!(clock.progress(), 0.25);
-        let mut clock = Clock::new(Budget::Steps(2), 2);
-        clock.record(second(), 5);
-        assert_eq!(clock.progress(), 0.5);
-        clock.record(second(), 5);
-        assert_eq!(clock.progress(), 1.0);
-        assert_eq!(Clock::new(Budget::Steps(0), 2).progress(), 1.0);
+        let mut tokens = clock(Budget::Tokens(20));
+        tokens.record(SECOND, 5);
+        assert_eq!(tokens.progress(), 0.25);
+        let mut steps = clock(Budget::Steps(2));
+        steps.record(SECOND, 5);
+        assert_eq!(steps.progress(), 0.5);
+        steps.record(SECOND, 5);
+        assert_eq!(steps.progress(), 1.0);
+        assert_eq!(clock(Budget::Steps(0)).progress(), 1.0);
+    }
+
+    #[test]
+    fn processor_time_is_shared_by_the_threads_but_never_less_than_the_own() {
+        let two = Meter::Processor { threads: 2 };
+        // Beside other programs the same work takes longer by the wall clock alone.
+        let slowed = Span { wall: Duration::from_secs(4), ..SECOND };
+        assert_eq!((slowed.by(two), slowed.by(Meter::Wall)), (Duration::from_millis(800), Duration::from_secs(4)));
+        assert_eq!(Span { process: Duration::from_secs(2), ..SECOND }.by(two), Duration::from_secs(1));
+        // One thread of two in use is no half price.
+        let alone = Span { process: Duration::from_secs(1), thread: Duration::from_secs(1), ..SECOND };
+        assert_eq!(alone.by(two), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn work_takes_processor_time_of_its_thread_and_of_the_process() {
+        let start = Moment::now();
+        let mut sum = 0.0_f64;
+        while Moment::now().since(start).process < Duration::from_millis(20) {
+            sum = (sum + 1.0).sqrt();
+        }
+        let span = Moment::now().since(start);
+        assert!(sum > 1.0 && span.thread > Duration::ZERO && span.process >= span.thread, "{span:?}");
     }
 }

@@ -18,7 +18,7 @@ use ternary::quantize::Quantized;
 
 use crate::args::{self, Args};
 use crate::batches::{Batch, Batches};
-use crate::clock::{Budget, Clock};
+use crate::clock::{Budget, Clock, Meter, Span};
 use crate::dev::Dev;
 use crate::handover::{self, Origin};
 use crate::log::{Line, Log};
@@ -89,6 +89,9 @@ impl Pending {
     }
 }
 
+/// What [`Run::observe`] calls.
+type Observer = Box<dyn FnMut(Span)>;
+
 /// A training run.
 pub struct Run {
     campaign: Campaign,
@@ -105,6 +108,7 @@ pub struct Run {
     dev: Dev,
     next_dev: f64,
     clock: Clock,
+    observer: Option<Observer>,
     log: Log,
     bar: ProgressBar,
     stop: Arc<AtomicBool>,
@@ -161,6 +165,7 @@ impl Run {
         std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
         let log = Log::create(&args.out.join("train.tsv"))?;
         let budget = budget(args, &campaign);
+        let meter = meter(&campaign, device, threads)?;
         println!(
             "{} weights in {} blocks on {device:?} with {threads} threads, seed {}, budget {budget:?}",
             parameters(&config),
@@ -168,7 +173,7 @@ impl Run {
             args.seed
         );
         Ok(Self {
-            clock: Clock::new(budget, campaign.budget.warmup_steps),
+            clock: Clock::new(budget, meter, campaign.budget.warmup_steps),
             next_dev: 1.0 / f64::from(campaign.evaluation.dev_evals),
             campaign,
             config,
@@ -181,6 +186,7 @@ impl Run {
             data_sha256: hex(&Sha256::digest(&manifest)),
             batches: Batches::new(train, args.seed),
             dev,
+            observer: None,
             log,
             bar: progress_bar(),
             stop,
@@ -254,7 +260,11 @@ impl Run {
     pub fn end_step(&mut self, step: Step, snapshot: impl FnOnce() -> Result<Trained>) -> Result<()> {
         let tokens = std::mem::take(&mut self.step_tokens);
         ensure!(tokens > 0, "a step ended without a batch: call Run::batch in each step");
-        let took = self.clock.step_done(tokens);
+        let span = self.clock.step_done(tokens);
+        if let Some(observer) = &mut self.observer {
+            observer(span);
+            self.clock.resume();
+        }
         let line = Line {
             step: self.clock.steps(),
             lambda: step.lambda,
@@ -263,7 +273,7 @@ impl Run {
             lr: step.lr,
             time_s: self.clock.counted_seconds(),
             best_ppl: self.best_ppl,
-            tokens_per_s: tokens as f64 / took.as_secs_f64().max(1e-9),
+            tokens_per_s: tokens as f64 / span.wall.as_secs_f64().max(1e-9),
             gradient_norm: None,
         };
         // Copies: a recipe may go on writing into its tensors.
@@ -278,6 +288,11 @@ impl Run {
             self.settle(dev_due, snapshot)?;
         }
         Ok(())
+    }
+
+    /// Calls this with what each step took, outside of the clock: benchmarks compare clocks with it.
+    pub fn observe(&mut self, observer: impl FnMut(Span) + 'static) {
+        self.observer = Some(Box::new(observer));
     }
 
     /// Whether a signal asked for an early end.
@@ -349,8 +364,13 @@ impl Run {
         let artifact = handover::write(&self.out.join("artifact.ternary"), origin, trained)?;
         let [q_neg1, q_zero, q_pos1] = artifact.shares();
         let summary = Summary {
-            status: if self.clock.progress() < 1.0 { "terminated" } else { "completed" },
+            status: match self.clock.progress() < 1.0 {
+                false => "completed",
+                true if self.stopped() => "terminated",
+                true => "returned",
+            },
             training_seconds: self.clock.counted_seconds(),
+            processor_seconds: self.clock.processor_seconds(),
             total_seconds: self.process_started.elapsed().as_secs_f64(),
             num_steps: self.clock.steps(),
             tokens: self.clock.tokens(),
@@ -374,6 +394,16 @@ impl Run {
         summary.write(&self.out.join("summary.json"))?;
         Ok(summary)
     }
+}
+
+/// What counts. Where the device computes, the processor's time says nothing of it.
+fn meter(campaign: &Campaign, device: Device, threads: usize) -> Result<Meter> {
+    Ok(match (campaign.budget.clock, device) {
+        (campaign::Clock::Processor, Device::Cpu) => {
+            Meter::Processor { threads: u32::try_from(threads).context("--threads is too large")? }
+        }
+        _ => Meter::Wall,
+    })
 }
 
 fn budget(args: &Args, campaign: &Campaign) -> Budget {

@@ -37,11 +37,11 @@ pub struct Line {
     pub dev: Option<DevColumns>,
     /// Learning rate of the step.
     pub lr: f64,
-    /// Counted training seconds at the end of the step.
+    /// Training seconds at the end of the step, as the budget counts them.
     pub time_s: f64,
     /// Lowest dev perplexity so far.
     pub best_ppl: Option<f64>,
-    /// Tokens of the step over its duration.
+    /// Tokens of the step over its duration by the wall clock.
     pub tokens_per_s: f64,
     /// Global norm of the gradient before clipping, where the recipe hands it over.
     pub gradient_norm: Option<f64>,

@@ -11,10 +11,12 @@ use serde::Serialize;
 /// Figures of one run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// `completed`, or `terminated` when a signal ended it early.
+    /// `completed`; `terminated` when a signal ended it early; `returned` when the recipe did.
     pub status: &'static str,
     /// Seconds that counted against the budget.
     pub training_seconds: f64,
+    /// Seconds of the processor, all threads together, in the steps that counted.
+    pub processor_seconds: f64,
     /// Seconds since the start of the process.
     pub total_seconds: f64,
     /// Optimizer steps.
@@ -73,6 +75,7 @@ impl Summary {
         };
         line("status", self.status.to_owned());
         line("training_seconds", format!("{:.1}", self.training_seconds));
+        line("processor_seconds", format!("{:.1}", self.processor_seconds));
         line("total_seconds", format!("{:.1}", self.total_seconds));
         line("peak_memory_mb", format!("{:.1}", self.peak_memory_mb));
         line("total_tokens_M", format!("{:.3}", self.tokens as f64 / 1e6));

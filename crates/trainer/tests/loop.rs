@@ -189,7 +189,10 @@ fn a_search_runs_goes_on_and_survives_hostile_recipes() {
     let checkout = Checkout::new();
     a_search_runs_stops_and_goes_on(&checkout);
     #[cfg(target_os = "linux")]
-    hostile::recipes_are_survived(&checkout);
+    {
+        hostile::recipes_are_survived(&checkout);
+        hostile::no_clock_is_outrun(&checkout, CAMPAIGN);
+    }
 }
 
 fn a_search_runs_stops_and_goes_on(checkout: &Checkout) {

@@ -61,7 +61,7 @@ const SHOWN: [Shown; 5] = [
     Shown {
         name: "trainer",
         items: &["Run", "Step", "Trained", "TernaryMatrix", "Batch"],
-        without: &["Run::start", "Run::finish", "Run::stopped"],
+        without: &["Run::start", "Run::finish", "Run::stopped", "Run::observe"],
     },
     Shown {
         name: "artifact",

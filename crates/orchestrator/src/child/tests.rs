@@ -45,7 +45,7 @@ fn exit_code_output_and_memory_come_back() {
     let finished = runner.run(&task, |_| {}).unwrap();
     assert_eq!(finished.end, End::Exited(3));
     assert_eq!(log(dir.path()), "out\nerr\nset\n");
-    assert!(finished.memory > 100_000, "{}", finished.memory);
+    assert!(finished.usage.memory > 100_000, "{}", finished.usage.memory);
 }
 
 #[test]
@@ -68,9 +68,9 @@ fn memory_is_the_childs_own() {
     let script = "dd if=/dev/zero of=/dev/null bs=805306368 count=1; true";
     let finished = runner.run(&shell(dir.path(), script), |_| {}).unwrap();
     assert_eq!(finished.end, End::Exited(0));
-    assert!((768 << 20..2 << 30).contains(&finished.memory), "{}", finished.memory);
+    assert!((768 << 20..2 << 30).contains(&finished.usage.memory), "{}", finished.usage.memory);
     let small = runner.run(&shell(dir.path(), "true"), |_| {}).unwrap();
-    assert!(small.memory < finished.memory / 2, "{} {}", small.memory, finished.memory);
+    assert!(small.usage.memory < finished.usage.memory / 2, "{} {}", small.usage.memory, finished.usage.memory);
 }
 
 #[test]
@@ -168,4 +168,29 @@ fn children_die_with_a_killed_orchestrator() {
     orchestrator.kill().unwrap();
     orchestrator.wait().unwrap();
     assert!(pids.split_whitespace().all(gone_soon), "{pids}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn processor_time_is_limited_for_the_whole_tree() {
+    let (dir, runner) = runner();
+    let mut task = shell(dir.path(), "sh -c 'while :; do :; done' & wait");
+    task.processor = Some(Duration::from_millis(300));
+    let finished = runner.run(&task, |_| {}).unwrap();
+    assert_eq!(finished.end, End::TimedOut);
+    assert!(task.exceeds(&finished.usage), "{:?}", finished.usage);
+    assert!(finished.elapsed < LONG);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_child_that_is_not_waited_for_has_memory_and_processor_time_as_well() {
+    let (dir, runner) = runner();
+    // It holds 300 MB for longer than it takes to look twice, and nobody waits for it.
+    let script = "tail -c 300000000 /dev/zero & while kill -0 $!; do \
+        kb=$(sed -n 's/^VmRSS: *\\([0-9]*\\).*/\\1/p' /proc/$!/status); [ \"$kb\" -lt 250000 ] || break; done; sleep 1.2";
+    let finished = runner.run(&shell(dir.path(), script), |_| {}).unwrap();
+    assert_eq!(finished.end, End::Exited(0), "{}", log(dir.path()));
+    assert!(finished.usage.memory > 200 << 20, "{}", finished.usage.memory);
+    assert!(finished.usage.processor > Duration::from_millis(20), "{:?}", finished.usage);
 }

@@ -118,7 +118,7 @@ impl Workshop {
         files::remove_tree(&built).with_context(|| format!("cannot remove {}", built.display()))?;
         let confined = self.sandboxed.then(|| self.confine_build(run, &target, false)).transpose()?;
         let finished = tools.runner.run(&self.cargo(&log, confined.clone()), |progress| tick(progress.elapsed))?;
-        self.judge(&finished.end, &log, confined.as_ref(), finished.processor)?;
+        self.judge(&finished.end, &log, confined.as_ref(), finished.usage.processor)?;
         hold::at("trainer-compiled");
         if !finished.refused.is_empty() {
             let reason = format!("its trainer cannot be used: {}", finished.refused.join("; "));
@@ -131,8 +131,8 @@ impl Workshop {
         Ok(Built {
             experiment: 0,
             seconds: finished.elapsed.as_secs_f64(),
-            processor_s: finished.processor.as_secs_f64(),
-            memory: finished.memory,
+            processor_s: finished.usage.processor.as_secs_f64(),
+            memory: finished.usage.memory,
             disk: finished.disk,
             ahead: run == Run::Ahead,
             rehearsed: 0.0,

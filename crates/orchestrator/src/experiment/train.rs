@@ -6,14 +6,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use campaign::Clock;
 use serde::Deserialize;
 
 use super::confine::{enforced, unconfined};
 use super::{Broken, Trainer, handed_over};
-use crate::child::{self, End, Task};
+use crate::child::{self, End, Finished, Task};
+use crate::error::Failure;
 use crate::files;
 use crate::layout::Run;
-use crate::ledger::{Proposed, Status, Trained};
+use crate::ledger::{Processor, Proposed, Status, Trained};
+use crate::results::figure;
 use crate::search::Search;
 
 /// The trainer's exit code for a loss that is not a number or above 100.
@@ -22,17 +25,31 @@ const DIVERGED: i32 = 3;
 /// Bytes of a summary that are read.
 const LONGEST_SUMMARY: u64 = 1 << 16;
 
-/// What is read of the trainer's `summary.json`. For information: no verdict depends on it.
+/// What is read of the trainer's `summary.json`. It comes from the process that the recipe runs in, so it is believed
+/// within what [`Search::implausible`] allows, and no verdict depends on it.
 #[derive(Debug, Deserialize)]
 struct Summary {
     status: String,
     training_seconds: f64,
+    #[serde(default)]
+    processor_seconds: Option<f64>,
     num_steps: u64,
     tokens: u64,
 }
 
+/// How a training run came out.
+enum Outcome {
+    Trained(Trained),
+    /// Others had the processor that it needed.
+    Starved(String),
+}
+
+/// Runs of one recipe that may starve before the incumbent shows who is to blame.
+const STARVED_RUNS: usize = 3;
+
 impl Search<'_> {
-    /// From a built trainer to an artifact, within the campaign's budget or so many steps.
+    /// From a built trainer to an artifact, within the campaign's budget or so many steps. What starved is run again; where
+    /// it starves each time, the incumbent is run in its place: when that comes to its end, it was the recipe.
     pub(super) fn train(
         &self,
         run: Run,
@@ -40,18 +57,62 @@ impl Search<'_> {
         proposed: &Proposed,
         max_steps: Option<u64>,
     ) -> Result<Trained, Broken> {
+        let mut last = String::new();
+        for _ in 0..STARVED_RUNS {
+            match self.train_once(run, trainer, proposed, max_steps)? {
+                Outcome::Trained(trained) => return Ok(trained),
+                Outcome::Starved(how) => {
+                    self.printer.notice(&format!("{run} {how}: it is not blamed for that"));
+                    self.empty_out(run)?;
+                    last = how;
+                }
+            }
+        }
+        let busy = || Failure::TooBusy(format!("other programs keep this machine too busy: {run} {last}"));
+        let incumbent = self.state.incumbent().filter(|row| row.experiment != proposed.experiment).ok_or_else(busy)?;
+        let path = self.trainer(Run::Experiment(incumbent.experiment));
+        let (Some(sha256), Some(recipe)) =
+            (self.state.trainers.get(&incumbent.experiment), self.state.proposals.get(&incumbent.experiment))
+        else {
+            return Err(busy().into());
+        };
+        let control = self.train_once(run, &Trainer { path, sha256: sha256.clone() }, recipe, max_steps);
+        self.empty_out(run)?;
+        match control {
+            Ok(Outcome::Trained(_)) => {
+                let reason = format!("{STARVED_RUNS} times it {last}; beside them the incumbent came to its end");
+                Err(Broken::Failed(Status::Timeout, reason))
+            }
+            Err(Broken::Interrupted(what)) => Err(Broken::Interrupted(what)),
+            _ => Err(busy().into()),
+        }
+    }
+
+    fn train_once(
+        &self,
+        run: Run,
+        trainer: &Trainer,
+        proposed: &Proposed,
+        max_steps: Option<u64>,
+    ) -> Result<Outcome, Broken> {
         self.check_trainer(trainer)?;
         let folder = self.layout.folder(run);
         let log = folder.join("run.log");
         let out = self.layout.out(run);
         let budget = &self.campaign.budget;
-        let fair = self.fair_seconds().filter(|&seconds| seconds < budget.hard_limit_seconds);
-        let seconds = fair.unwrap_or(budget.hard_limit_seconds);
+        let fair = if max_steps.is_none() { self.fair() } else { Fair::Unknown };
+        let seconds = match fair {
+            Fair::Wall(seconds) => seconds.min(budget.hard_limit_seconds),
+            Fair::Processor(_) | Fair::Unknown => budget.hard_limit_seconds,
+        };
         let limit = Duration::try_from_secs_f64(seconds).context("budget.hard_limit_seconds")?;
         let grace = Duration::try_from_secs_f64(budget.grace_seconds).context("budget.grace_seconds")?;
         let confined = self.sandboxed().then(|| self.confine_training(run, &trainer.path)).transpose()?;
         let task = Task::new(&trainer.path, &folder, log.clone(), limit, grace).confined(confined.clone());
-        let task = self.arguments(task, run, proposed);
+        let mut task = self.arguments(task, run, proposed);
+        if let Fair::Processor(seconds) = fair {
+            task.processor = Some(Duration::try_from_secs_f64(seconds).context("budget.seconds")?);
+        }
         let task = match max_steps {
             Some(steps) => task.flag("--max-steps", steps.to_string()),
             None => task,
@@ -62,7 +123,7 @@ impl Search<'_> {
                 let step = last_step(&progress.scratch.unwrap_or(&out).join("train.tsv"));
                 let message = step.as_ref().map_or_else(
                     || proposed.description.clone(),
-                    |s| format!("step {} loss {:.3}", s.step, s.train_loss),
+                    |s| format!("step {} loss {}", s.step, figure(s.train_loss, 3)),
                 );
                 let share = match (budget.seconds, budget.tokens, step) {
                     (Some(seconds), _, Some(step)) => step.time_s / seconds,
@@ -74,16 +135,29 @@ impl Search<'_> {
             bar.tick(progress.elapsed);
         })?;
         drop(bar);
+        let usage = finished.usage;
         let said = || child::last_lines(&log, 1);
         let reason = match finished.end {
             End::Interrupted => return Err(Broken::Interrupted("training")),
+            End::TimedOut | End::Exited(0) if task.exceeds(&usage) => {
+                let reason = format!(
+                    "computed for {:.0} s, all cores together, and what trains no longer than its budget needs {:.0} s \
+                     at most: training was over its budget",
+                    usage.processor.as_secs_f64(),
+                    task.processor.unwrap_or_default().as_secs_f64()
+                );
+                return Err(Broken::Failed(Status::Timeout, reason));
+            }
             End::TimedOut => {
+                if let Some(how) = self.starved(&finished) {
+                    return Ok(Outcome::Starved(how));
+                }
                 let reason = match fair {
-                    Some(seconds) => format!(
+                    Fair::Wall(fair) if fair <= seconds => format!(
                         "stopped after {seconds:.0} s: with what the baseline takes besides, training was over its \
                          budget"
                     ),
-                    None => format!("stopped at the hard limit of {seconds} s"),
+                    _ => format!("stopped at the hard limit of {seconds} s"),
                 };
                 return Err(Broken::Failed(Status::Timeout, reason));
             }
@@ -93,20 +167,32 @@ impl Search<'_> {
             }
             End::Exited(0) => match read_summary(&out.join("summary.json")) {
                 Ok(summary) if summary.status == "terminated" => "ended early by a signal from outside".into(),
+                Ok(summary) if summary.status == "returned" => {
+                    "returned before its budget was spent: it trains until progress() is None".into()
+                }
                 Ok(_) if !handed_over(self, run) => finished.refused.first().map_or_else(
                     || "left no artifact".to_owned(),
                     |refused| format!("left no artifact that can be used: {refused}"),
                 ),
                 Ok(summary) => {
-                    return Ok(Trained {
+                    let wall_s = finished.elapsed.as_secs_f64();
+                    if let Some(reason) = self.implausible(&summary, wall_s, max_steps) {
+                        return Err(Broken::Failed(Status::Invalid, reason));
+                    }
+                    return Ok(Outcome::Trained(Trained {
                         experiment: proposed.experiment,
                         train_s: summary.training_seconds,
-                        wall_s: finished.elapsed.as_secs_f64(),
+                        wall_s,
                         steps: summary.num_steps,
                         tokens: summary.tokens,
-                        memory: finished.memory,
+                        memory: usage.memory,
                         sandbox: confined.as_ref().and_then(enforced),
-                    });
+                        processor: Some(Processor {
+                            seconds: usage.processor.as_secs_f64(),
+                            counted: summary.processor_seconds,
+                            others: usage.others,
+                        }),
+                    }));
                 }
                 Err(e) => format!("left no summary: {e:#}"),
             },
@@ -118,6 +204,11 @@ impl Search<'_> {
         Err(Broken::Failed(Status::Crash, reason))
     }
 }
+
+/// Rounds that a thread of the trainer's looks for work before it sleeps, where processor time counts: to that clock, what a
+/// thread spends waiting for one that other programs hold up is work. `cargo bench -p trainer --profile release --bench
+/// clock` compares others. GNU's OpenMP alone reads it.
+const SPINS: &str = "300";
 
 /// Steps of a rehearsal.
 const REHEARSED_STEPS: u64 = 3;
@@ -133,6 +224,10 @@ impl Search<'_> {
             .flag("--out", &out)
             .flag("--seed", proposed.seed.to_string())
             .env("TMPDIR", &out);
+        let task = match self.campaign.budget.clock {
+            Clock::Wall => task,
+            Clock::Processor => task.env("GOMP_SPINCOUNT", SPINS),
+        };
         self.machine(task)
     }
 
@@ -170,21 +265,102 @@ impl Search<'_> {
     }
 }
 
-/// What a run may take longer than the budget and the baseline's time besides training: shares of the two, and seconds.
-const FAIR_BUDGET: f64 = 1.05;
+/// What a run may take beyond its budget and what the baseline takes besides training: shares of the two, and seconds.
+const FAIR_BUDGET: f64 = 1.02;
 const FAIR_REST: f64 = 1.5;
 const FAIR_SECONDS: f64 = 3.0;
+/// The share of the budget by the wall clock, which other programs move.
+const FAIR_WALL: f64 = 1.05;
+/// Share of the cores' time that others must have taken where a run is said to have starved.
+const STARVED_OTHERS: f64 = 0.25;
+/// What a run may say beyond our own wall clock: seconds.
+const BELIEVED_SECONDS: f64 = 3.0;
+/// What it may say of tokens: times the budget's; times the baseline's in the same time; and, without a baseline, a second.
+const BELIEVED_TOKENS: f64 = 1.25;
+const BELIEVED_SPEED: f64 = 100.0;
+const BELIEVED_RATE: f64 = 1e9;
+
+/// What shows that a run trained for longer than its budget.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fair {
+    /// More seconds of the processor than this, as the kernel counts them.
+    Processor(f64),
+    /// More seconds of wall time than this.
+    Wall(f64),
+    /// Nothing: a budget in tokens, and the baseline itself, which a person wrote.
+    Unknown,
+}
 
 impl Search<'_> {
-    /// Seconds after which a run must have trained longer than it may, by our own clock: what it says of itself comes from
-    /// the process that the recipe runs in. Start, dev evaluation and export take what they took the baseline, about.
-    /// `None` for a budget in tokens, and for the baseline itself, which a person wrote.
-    fn fair_seconds(&self) -> Option<f64> {
-        let budget = self.campaign.budget.seconds?;
-        let baseline = self.state.baseline()?;
+    /// What a run may use when it trains no longer than it may. What it says of itself comes from the process that the
+    /// recipe runs in, so this is by the kernel's count. Start, dev evaluation and export take what they took the
+    /// baseline, about. Where a GPU computes, or the baseline is from before processor time was written down, it is wall
+    /// time.
+    fn fair(&self) -> Fair {
+        let (Some(budget), Some(baseline)) = (self.campaign.budget.seconds, self.state.baseline()) else {
+            return Fair::Unknown;
+        };
         let replicates = self.state.replicates_of(baseline.experiment).map(|replicate| &replicate.trained);
-        let rest = baseline.trained.iter().chain(replicates).map(|run| run.wall_s - run.train_s).fold(0.0, f64::max);
-        Some(budget * FAIR_BUDGET + rest * FAIR_REST + FAIR_SECONDS)
+        let runs: Vec<&Trained> = baseline.trained.iter().chain(replicates).collect();
+        // Of the runs that say it, what they used besides training.
+        let rest = runs.iter().filter_map(|run| run.processor.and_then(|used| Some(used.seconds - used.counted?)));
+        let on_processor = self.started.accelerator == "none" || self.on_processor();
+        match rest.reduce(f64::max).filter(|_| on_processor) {
+            Some(rest) => {
+                let cores = self.threads() as f64;
+                Fair::Processor(budget * cores * FAIR_BUDGET + rest.max(0.0) * FAIR_REST + FAIR_SECONDS)
+            }
+            None => {
+                let rest = runs.iter().map(|run| run.wall_s - run.train_s).fold(0.0, f64::max);
+                Fair::Wall(budget * FAIR_WALL + rest * FAIR_REST + FAIR_SECONDS)
+            }
+        }
+    }
+
+    /// How a run that was stopped for its wall time starved, if it did: others took much of the cores, and what it
+    /// computed and what it waited to compute would have been a whole run, or half of its time. One that slept did not
+    /// starve.
+    fn starved(&self, finished: &Finished) -> Option<String> {
+        let (usage, wall) = (&finished.usage, finished.elapsed.as_secs_f64());
+        let needs = match self.fair() {
+            Fair::Processor(seconds) => seconds.min(wall / 2.0),
+            Fair::Wall(_) | Fair::Unknown => wall / 2.0,
+        };
+        let wanted = (usage.processor + usage.delayed).as_secs_f64();
+        (usage.others >= STARVED_OTHERS && wanted >= needs).then(|| {
+            format!(
+                "had {:.0} s of the processor in {wall:.0} s, while other programs took {:.0} % of the cores",
+                usage.processor.as_secs_f64(),
+                100.0 * usage.others
+            )
+        })
+    }
+
+    /// Why figures that a run says of itself cannot be: they are held against our own clock, the budget, and what the
+    /// baseline does in the same time.
+    fn implausible(&self, summary: &Summary, wall: f64, max_steps: Option<u64>) -> Option<String> {
+        let Summary { training_seconds: seconds, processor_seconds, num_steps: steps, tokens, .. } = *summary;
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as f64;
+        // With more threads than it is given, processor time runs faster than the wall's.
+        let most_seconds = (wall + BELIEVED_SECONDS) * (cores / self.threads() as f64).max(1.0);
+        if !(0.0..=most_seconds).contains(&seconds) {
+            return Some(format!("says that it trained for {} s, and ran for {wall:.1} s", figure(seconds, 1)));
+        }
+        let computed = processor_seconds.unwrap_or_default();
+        if !(0.0..=(wall + BELIEVED_SECONDS) * cores).contains(&computed) {
+            let computed = figure(computed, 1);
+            return Some(format!("says that it computed for {computed} s, and ran for {wall:.1} s on {cores} cores"));
+        }
+        if steps == 0 || steps > tokens {
+            return Some(format!("says that it did {steps} steps on {tokens} tokens; each step takes one at least"));
+        }
+        let baseline = self.state.baseline().and_then(|row| row.trained.as_ref());
+        let rate = baseline.map_or(BELIEVED_RATE, |run| BELIEVED_SPEED * run.tokens as f64 / run.wall_s.max(1e-3));
+        let most = match (max_steps, self.campaign.budget.tokens) {
+            (None, Some(budget)) => budget as f64 * BELIEVED_TOKENS,
+            _ => rate * (wall + BELIEVED_SECONDS),
+        };
+        (tokens as f64 > most).then(|| format!("says that it trained on {tokens} tokens, where {most:.0} is the most"))
     }
 }
 

@@ -185,6 +185,20 @@ pub struct Trained {
     /// What the sandbox enforced; `None` without one.
     #[serde(default)]
     pub sandbox: Option<Enforced>,
+    /// What it had of the processor. Absent from journals of versions that looked at wall time alone.
+    #[serde(default)]
+    pub processor: Option<Processor>,
+}
+
+/// What a training run had of the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Processor {
+    /// Seconds of all its threads and processes, from the system.
+    pub seconds: f64,
+    /// Those in steps that counted, as the frame says.
+    pub counted: Option<f64>,
+    /// Share of the cores' time that others took meanwhile.
+    pub others: f64,
 }
 
 /// What the evaluator measured.

@@ -40,7 +40,16 @@ fn built(experiment: u64) -> Event {
 }
 
 fn trained(experiment: u64) -> Event {
-    Event::Trained(Trained { experiment, train_s: 1.0, wall_s: 2.0, steps: 3, tokens: 4, memory: 5, sandbox: None })
+    Event::Trained(Trained {
+        experiment,
+        train_s: 1.0,
+        wall_s: 2.0,
+        steps: 3,
+        tokens: 4,
+        memory: 5,
+        sandbox: None,
+        processor: None,
+    })
 }
 
 fn evaluation(eval_loss: f64) -> Evaluation {

@@ -7,7 +7,7 @@ use corpus::Part;
 use serde::Serialize;
 
 use super::kept::{Figures, Gain, Kept, Mean, figures, kept};
-use super::{description, short};
+use super::{description, figure, short};
 use crate::agent::Cost;
 use crate::layout::Layout;
 use crate::ledger::{Evaluation, Replicate, Row, State, Status, Time, Unused};
@@ -16,13 +16,13 @@ use crate::verdict::Noise;
 /// One experiment in one line, as `run` prints it.
 pub fn line(row: &Row) -> String {
     let figures = match (&row.evaluation, row.gain) {
-        (Some(evaluation), Some(gain)) => format!("{:>14.6} {gain:>+10.6}", evaluation.eval_ppl),
+        (Some(evaluation), Some(gain)) => format!("{:>14} {gain:>+10.6}", figure(evaluation.eval_ppl, 6)),
         _ => format!("{:>14} {:>10}", "-", "-"),
     };
     let memory = row.trained.as_ref().map_or(0.0, |t| t.memory as f64 / f64::from(1 << 30));
-    let seconds = row.trained.as_ref().map_or(0.0, |t| t.train_s);
+    let seconds = figure(row.trained.as_ref().map_or(0.0, |t| t.train_s), 0);
     format!(
-        "{:>4} {} {:<7} {figures} {memory:>5.1} {seconds:>6.0} {:<8} {}",
+        "{:>4} {} {:<7} {figures} {memory:>5.1} {seconds:>6} {:<8} {}",
         row.experiment,
         short(&row.commit),
         row.status.name(),

@@ -50,6 +50,7 @@ fn row(experiment: u64, status: Status) -> Row {
             tokens: 1_000_000,
             memory: 1_288_490_189,
             sandbox: None,
+            processor: None,
         }),
         finished_at: format!("2026-01-01T00:00:{experiment:02}Z"),
     }

@@ -48,7 +48,7 @@ case RATE in 6.66*)
     exit 101
 esac
 echo RATE "$seed" > "$out/artifact.ternary"
-echo '{"status":"completed","training_seconds":1.5,"num_steps":10,"tokens":1000}' > "$out/summary.json"
+echo '{"status":"completed","training_seconds":1.5,"processor_seconds":0,"num_steps":10,"tokens":1000}' > "$out/summary.json"
 "#;
 
 /// The best learning rate is 0.01; a seed shifts the loss by up to 0.2.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::{Checkout, repository};
 
 /// What the recipe's row must say.
+#[derive(Clone, Copy)]
 struct Expected {
     status: &'static str,
     /// Part of the description, which gives the reason of a failure.
@@ -77,6 +78,21 @@ pub fn recipes_are_survived(checkout: &Checkout) {
     let shell = |script: &str| format!("std::process::Command::new(\"/bin/sh\").args([\"-c\", {script:?}]).spawn()");
 
     let mut cases = vec![
+        Case::attack(
+            "says of itself what cannot be",
+            format!("{}std::fs::write(out.join(\"artifact.ternary\"), [7u8; 5000]).unwrap(); std::process::exit(0);\n", SUMMARY.replace("1.0", "1e300")),
+            Expected { status: "invalid", says: "says that it trained for 1.000e300 s" },
+        ),
+        Case::attack(
+            "says that it trained on more than its budget",
+            format!("{}std::fs::write(out.join(\"artifact.ternary\"), [7u8; 5000]).unwrap(); std::process::exit(0);\n", SUMMARY.replace("\"tokens\":1", "\"tokens\":999999")),
+            Expected { status: "invalid", says: "trained on 999999 tokens" },
+        ),
+        Case::edit(
+            "returns before its budget is spent",
+            ("        let blend = Blend", "        if progress > 0.5 { break; }\n        let blend = Blend"),
+            fails("returned before its budget was spent"),
+        ),
         Case::attack(
             "reads what it must not",
             refused(&[
@@ -194,45 +210,106 @@ pub fn recipes_are_survived(checkout: &Checkout) {
     let build = repository().join("target").display().to_string();
     cases.extend(lasting::cases(&lasting::Targets { root: &root, run: &run, build: &build }));
 
-    let tip = || checkout.git(&["rev-parse", "refs/heads/autoresearch/t"]).0;
-    let recipe = checkout.git(&["show", "refs/heads/autoresearch/t:crates/trainer/src/train.rs"]).0 + "\n";
-    let incumbent = tip();
-    let evaluator = fs::read(format!("{run}/bin/evaluator")).unwrap();
-    for Case { name, from, to, expected } in cases {
-        let file = checkout.path("hostile.rs");
-        assert!(recipe.contains(&from), "{name}");
-        fs::write(&file, recipe.replace(&from, &to)).unwrap();
-        let file = file.display().to_string();
-        let before = checkout.results().1.len();
-        let arguments = ["try", &file, "--tag", "t", "--description", name, "--threads", "1", "--build-dir", &build];
-        let said = checkout.built_orchestrator(&arguments);
-        fs::remove_file(&file).unwrap();
-
-        let (header, rows) = checkout.results();
-        assert_eq!(rows.len(), before + 1, "{name}: {said}");
-        let row = rows.last().unwrap();
-        let column = |name: &str| row[header.iter().position(|h| h == name).unwrap()].as_str();
-        let number: u64 = column("experiment").parse().unwrap();
-        let log = fs::read_to_string(format!("{run}/experiments/{number:04}/run.log")).unwrap_or_default();
-        let tail: String = log.chars().rev().take(2000).collect::<Vec<_>>().into_iter().rev().collect();
-        if !expected.status.is_empty() {
-            assert_eq!(column("status"), expected.status, "{name}: {said}\n{tail}");
-        }
-        assert!(column("description").contains(expected.says), "{name}: {said}\n{tail}");
-        lasting::check(&format!("{run}/experiments/{number:04}/out"), name);
-        assert!(log.len() < 64 << 20, "{name}: a log of {} bytes", log.len());
-        let table = fs::read_to_string(checkout.path("results.tsv")).unwrap();
-        for text in [&table, &said] {
-            assert!(!text.contains(|c: char| c.is_control() && c != '\n' && c != '\t'), "{name}: {text:?}");
-        }
-        assert_eq!(tip(), incumbent, "{name}");
-        assert_eq!(fs::read(format!("{run}/bin/evaluator")).unwrap(), evaluator, "{name}");
-        assert_eq!(checkout.git(&["status", "--porcelain"]).0, "?? results.tsv", "{name}");
-        // Nothing of it is left.
-        std::thread::sleep(Duration::from_millis(100));
-        let left = Command::new("pgrep").args(["-f", &format!("sleep {marker}")]).output().unwrap();
-        assert!(left.stdout.is_empty(), "{name}: {}", String::from_utf8_lossy(&left.stdout));
+    for case in cases {
+        survived(checkout, "t", case, &marker);
     }
     assert!(listener.accept().is_err(), "nobody came through");
     assert!(checkout.git(&["fsck", "--strict"]).1);
+}
+
+/// Tries a recipe in the search `tag` and looks at what it leaves behind.
+fn survived(checkout: &Checkout, tag: &str, case: Case, marker: &str) {
+    let Case { name, from, to, expected } = case;
+    let root = checkout.path("").canonicalize().unwrap().display().to_string();
+    let campaign = if tag == "t" { "tiny" } else { tag };
+    let run = format!("{root}/experiments/{campaign}/runs/{tag}");
+    let build = repository().join("target").display().to_string();
+    let tip = || checkout.git(&["rev-parse", &format!("refs/heads/autoresearch/{tag}")]).0;
+    let recipe = checkout.git(&["show", &format!("refs/heads/autoresearch/{tag}:crates/trainer/src/train.rs")]).0 + "\n";
+    let incumbent = tip();
+    let evaluator = fs::read(format!("{run}/bin/evaluator")).unwrap();
+    let file = checkout.path("hostile.rs");
+    assert!(recipe.contains(&from), "{name}");
+    fs::write(&file, recipe.replace(&from, &to)).unwrap();
+    let file = file.display().to_string();
+    let before = checkout.results().1.len();
+    let arguments = ["try", &file, "--tag", tag, "--description", name, "--threads", "1", "--build-dir", &build];
+    let said = checkout.built_orchestrator(&arguments);
+    fs::remove_file(&file).unwrap();
+
+    let (header, rows) = checkout.results();
+    assert_eq!(rows.len(), before + 1, "{name}: {said}");
+    let row = rows.last().unwrap();
+    let column = |name: &str| row[header.iter().position(|h| h == name).unwrap()].as_str();
+    let number: u64 = column("experiment").parse().unwrap();
+    let log = fs::read_to_string(format!("{run}/experiments/{number:04}/run.log")).unwrap_or_default();
+    let tail: String = log.chars().rev().take(2000).collect::<Vec<_>>().into_iter().rev().collect();
+    if !expected.status.is_empty() {
+        assert_eq!(column("status"), expected.status, "{name}: {said}\n{tail}");
+    }
+    assert!(column("description").contains(expected.says), "{name}: {said}\n{tail}");
+    lasting::check(&format!("{run}/experiments/{number:04}/out"), name);
+    assert!(log.len() < 64 << 20, "{name}: a log of {} bytes", log.len());
+    let table = fs::read_to_string(checkout.path("results.tsv")).unwrap();
+    for text in [&table, &said] {
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n' && c != '\t'), "{name}: {text:?}");
+    }
+    assert_eq!(tip(), incumbent, "{name}");
+    assert_eq!(fs::read(format!("{run}/bin/evaluator")).unwrap(), evaluator, "{name}");
+    assert_eq!(checkout.git(&["status", "--porcelain"]).0, "?? results.tsv", "{name}");
+    // Nothing of it is left.
+    std::thread::sleep(Duration::from_millis(100));
+    let left = Command::new("pgrep").args(["-f", &format!("sleep {marker}")]).output().unwrap();
+    assert!(left.stdout.is_empty(), "{name}: {}", String::from_utf8_lossy(&left.stdout));
+}
+
+/// A search by the wall clock, which a recipe can stop, in a campaign of a few seconds.
+pub fn no_clock_is_outrun(checkout: &Checkout, campaign: &str) {
+    let folder = checkout.path("experiments/timed");
+    fs::create_dir_all(&folder).unwrap();
+    let timed = campaign.replace("tokens = 60000", "seconds = 3.0").replace("replicates = 2", "replicates = 1");
+    assert_ne!(timed, campaign);
+    fs::write(folder.join("campaign.toml"), timed).unwrap();
+    assert!(checkout.git(&["add", "experiments/timed"]).1);
+    assert!(checkout.git(&["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "-m", "timed"]).1);
+    let build = repository().join("target").display().to_string();
+    let run = ["run", "timed", "--tag", "timed", "--threads", "1", "--build-dir", &build, "--experiments", "1"];
+    checkout.built_orchestrator(&run);
+
+    let slow = format!(
+        "{}\n{BEGIN}",
+        r#"/// Time passes twenty times as slowly for whoever asks the C library.
+#[unsafe(no_mangle)]
+#[allow(unsafe_code)]
+pub extern "C" fn clock_gettime(id: i32, time: *mut [i64; 2]) -> i32 {
+    unsafe extern "C" {
+        fn syscall(number: i64, ...) -> i64;
+    }
+    unsafe {
+        let code = syscall(228, i64::from(id), time);
+        let nanoseconds = (i128::from((*time)[0]) * 1_000_000_000 + i128::from((*time)[1])) / 20;
+        *time = [(nanoseconds / 1_000_000_000) as i64, (nanoseconds % 1_000_000_000) as i64];
+        code as i32
+    }
+}
+"#
+    );
+    let burn = "let until = std::time::Instant::now() + std::time::Duration::from_secs(40); \
+                while std::time::Instant::now() < until { std::hint::black_box(until); }\n";
+    let late = Expected { status: "timeout", says: "over its budget" };
+    let cases = [
+        #[cfg(target_arch = "x86_64")]
+        Case { name: "slows the clock", from: BEGIN.into(), to: slow, expected: late },
+        Case::attack("trains before its first step", burn.into(), late),
+        Case::attack(
+            "trains in another process",
+            "std::process::Command::new(\"/bin/sh\").args([\"-c\", \"while :; do :; done\"]).spawn().unwrap(); \
+             std::thread::sleep(std::time::Duration::from_secs(40));\n"
+                .into(),
+            late,
+        ),
+    ];
+    for case in cases {
+        survived(checkout, "timed", case, "none");
+    }
 }

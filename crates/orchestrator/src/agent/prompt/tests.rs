@@ -77,6 +77,7 @@ fn search(experiments: u64) -> State {
             tokens: 1_228_800,
             memory: 812_000_000,
             sandbox: None,
+            processor: None,
         };
         Row {
             experiment,
