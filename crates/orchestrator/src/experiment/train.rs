@@ -351,7 +351,7 @@ impl Search<'_> {
             let computed = figure(computed, 1);
             return Some(format!("says that it computed for {computed} s, and ran for {wall:.1} s on {cores} cores"));
         }
-        if steps == 0 || steps > tokens {
+        if steps > tokens {
             return Some(format!("says that it did {steps} steps on {tokens} tokens; each step takes one at least"));
         }
         let baseline = self.state.baseline().and_then(|row| row.trained.as_ref());
