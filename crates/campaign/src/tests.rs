@@ -22,6 +22,15 @@ fn line(campaign: &str, from: &str) -> usize {
 }
 
 #[test]
+fn a_campaign_without_a_clock_keeps_wall_time() {
+    let campaign = Campaign::parse(NANO).unwrap();
+    assert_eq!(campaign.budget.clock, Clock::Processor);
+    let line = NANO.lines().find(|line| line.starts_with("clock = ")).unwrap();
+    assert_eq!(Campaign::parse(&NANO.replace(line, "")).unwrap().budget.clock, Clock::Wall);
+    assert!(message(NANO, "clock = \"processor\"", "clock = \"sundial\"").contains("budget.clock"));
+}
+
+#[test]
 fn unknown_keys_name_the_nearest() {
     let cases = [
         ("seconds = 60.0", "secnds = 60.0", "unknown key budget.secnds; did you mean budget.seconds?"),

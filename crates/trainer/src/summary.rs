@@ -75,7 +75,6 @@ impl Summary {
         };
         line("status", self.status.to_owned());
         line("training_seconds", format!("{:.1}", self.training_seconds));
-        line("processor_seconds", format!("{:.1}", self.processor_seconds));
         line("total_seconds", format!("{:.1}", self.total_seconds));
         line("peak_memory_mb", format!("{:.1}", self.peak_memory_mb));
         line("total_tokens_M", format!("{:.3}", self.tokens as f64 / 1e6));

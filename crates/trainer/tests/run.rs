@@ -52,6 +52,23 @@ fn writes_log_artifact_and_summary() {
 }
 
 #[test]
+fn a_budget_of_processor_time_counts_that() {
+    let fixture = Fixture::scratch();
+    let file = fixture.path("campaign.toml");
+    let campaign = std::fs::read_to_string(&file).unwrap();
+    let processor = campaign.replace("seconds = 2.0\n", "seconds = 0.3\nclock = \"processor\"\n");
+    assert_ne!(processor, campaign);
+    std::fs::write(&file, processor).unwrap();
+    fixture.train("out", &[]);
+    let summary = summary(&fixture.path("out"));
+    let seconds = |key: &str| summary[key].as_f64().unwrap();
+    assert_eq!(summary["status"], "completed");
+    assert!(seconds("training_seconds") >= 0.3);
+    // With one thread they are the same, whatever else the machine does.
+    assert!((seconds("processor_seconds") / seconds("training_seconds") - 1.0).abs() < 0.05, "{summary}");
+}
+
+#[test]
 fn equal_seeds_make_equal_artifacts() {
     let fixture = Fixture::scratch();
     let bytes = |out: &str, seed: &str| {
