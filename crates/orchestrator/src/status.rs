@@ -83,10 +83,7 @@ impl Others {
         let again = state.replicates.iter().map(|replicate| &replicate.trained);
         let shares = |run: &Trained| run.processor.map(|used| used.others);
         let all: Vec<f64> = rows.chain(again).chain(arms).filter_map(shares).collect();
-        Some(Self {
-            mean: all.iter().sum::<f64>() / all.len() as f64,
-            most: all.into_iter().reduce(f64::max)?,
-        })
+        Some(Self { mean: all.iter().sum::<f64>() / all.len() as f64, most: all.into_iter().reduce(f64::max)? })
     }
 }
 

@@ -299,7 +299,8 @@ impl Others {
 /// Stops and continues each loop at random times.
 fn change(loops: &[Pid], seed: u64, over: &AtomicBool) {
     let mut random = SmallRng::seed_from_u64(seed);
-    let wait = |random: &mut SmallRng| Instant::now() + Duration::from_secs_f64(random.random_range(CHANGES.0..CHANGES.1));
+    let wait =
+        |random: &mut SmallRng| Instant::now() + Duration::from_secs_f64(random.random_range(CHANGES.0..CHANGES.1));
     let mut next: Vec<(Instant, bool)> = loops.iter().map(|_| (wait(&mut random), true)).collect();
     while !over.load(Ordering::Relaxed) {
         for (&pid, (at, runs)) in loops.iter().zip(&mut next) {

@@ -104,9 +104,9 @@ impl Meter {
     fn read_cgroups(&mut self) {
         for folder in &self.cgroups {
             let number = |file: &str| fields(&folder.join(file)).first().copied();
-            let in_version_2 = fs::read_to_string(folder.join("cpu.stat")).ok().and_then(|text| {
-                text.lines().find_map(|line| line.strip_prefix("usage_usec "))?.trim().parse().ok()
-            });
+            let in_version_2 = fs::read_to_string(folder.join("cpu.stat"))
+                .ok()
+                .and_then(|text| text.lines().find_map(|line| line.strip_prefix("usage_usec "))?.trim().parse().ok());
             let processor =
                 in_version_2.map(Duration::from_micros).or(number("cpuacct.usage").map(Duration::from_nanos));
             self.usage.processor = self.usage.processor.max(processor.unwrap_or_default());

@@ -225,7 +225,8 @@ fn survived(checkout: &Checkout, tag: &str, case: Case, marker: &str) {
     let run = format!("{root}/experiments/{campaign}/runs/{tag}");
     let build = repository().join("target").display().to_string();
     let tip = || checkout.git(&["rev-parse", &format!("refs/heads/autoresearch/{tag}")]).0;
-    let recipe = checkout.git(&["show", &format!("refs/heads/autoresearch/{tag}:crates/trainer/src/train.rs")]).0 + "\n";
+    let recipe =
+        checkout.git(&["show", &format!("refs/heads/autoresearch/{tag}:crates/trainer/src/train.rs")]).0 + "\n";
     let incumbent = tip();
     let evaluator = fs::read(format!("{run}/bin/evaluator")).unwrap();
     let file = checkout.path("hostile.rs");
