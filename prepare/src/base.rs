@@ -1,6 +1,7 @@
 //! The base model: `base/config.json`, `base/model.safetensors` and `base/base.json`, from a GGUF file or a Hugging Face
 //! checkpoint; and where its tokenizer is.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use campaign::Source;
 use safetensors::View;
 use serde_json::json;
 
-use crate::checkpoint::{self, Checkpoint, INDEX, Layout};
+use crate::checkpoint::{self, Checkpoint, INDEX, Index, Layout, SINGLE};
 use crate::files::{sha256_file, write_bytes};
 use crate::gguf::Gguf;
 use crate::sources::{Fetcher, Opened};
@@ -79,19 +80,25 @@ impl Base {
             Form::Checkpoint(folder) => {
                 let config = self.checkpoint_config(folder)?;
                 let inside = |name: &String| name.strip_prefix(folder.as_str()).map(str::to_owned);
-                let names = self.opened.names.iter().filter_map(inside).collect();
-                let files: Vec<PathBuf> = match checkpoint::weight_layout(&names)? {
-                    Layout::Single => vec![self.opened.fetch(&format!("{folder}{}", checkpoint::SINGLE))?],
-                    Layout::Sharded => {
-                        let index = read(&self.opened.fetch(&format!("{folder}{INDEX}"))?)?;
-                        let shards = checkpoint::shards(&index)?;
-                        shards
-                            .iter()
-                            .map(|shard| self.opened.fetch(&format!("{folder}{shard}")))
-                            .collect::<Result<_>>()?
+                let names: BTreeSet<String> = self.opened.names.iter().filter_map(inside).collect();
+                let fetch = |name: &str| self.opened.fetch(&format!("{folder}{name}"));
+                let single = || Checkpoint::open(&[fetch(SINGLE)?]);
+                let sharded = || -> Result<Checkpoint> {
+                    let index = Index::parse(&read(&fetch(INDEX)?)?)?;
+                    let paths: Vec<PathBuf> = index.shards(&names)?.iter().map(|s| fetch(s)).collect::<Result<_>>()?;
+                    let shards = Checkpoint::open(&paths)?;
+                    index.check(&shards)?;
+                    Ok(shards)
+                };
+                let checkpoint = match checkpoint::weight_layout(&names)? {
+                    Layout::Single => single()?,
+                    Layout::Sharded => sharded()?,
+                    Layout::Both => {
+                        let checkpoint = single()?;
+                        checkpoint.check_same(&sharded()?, &config)?;
+                        checkpoint
                     }
                 };
-                let checkpoint = Checkpoint::open(&files)?;
                 write(data, &config, checkpoint.tensors(&config)?, &self.describe(folder))?;
             }
         }
@@ -160,13 +167,16 @@ fn read(path: &Path) -> Result<String> {
 /// Writes the canonical form of a model below `data`; `source` says where it is from.
 ///
 /// # Errors
-/// When the disk refuses.
+/// When a weight is no finite number, or the disk refuses.
 pub fn write<V: View>(
     data: &Path,
     config: &ModelConfig,
     tensors: Vec<(String, V)>,
     source: &serde_json::Value,
 ) -> Result<()> {
+    for (name, tensor) in &tensors {
+        checkpoint::check_finite(name, tensor)?;
+    }
     let folder = data.join("base");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let weights = folder.join("model.safetensors");

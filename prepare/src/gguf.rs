@@ -26,21 +26,21 @@ pub enum GgufError {
     #[error("not a valid GGUF file: {0}; fetch it again, or convert the model again")]
     Malformed(String),
     /// A metadata key that is needed is missing or has another type.
-    #[error("the GGUF file has no usable `{0}`; convert the model again with a current converter")]
+    #[error("the GGUF file has no `{0}`, or one of another type; convert the model again with a current converter")]
     Key(String),
     /// A tensor that is needed is missing.
     #[error("the GGUF file has no tensor `{0}`; only whole models can be loaded")]
     MissingTensor(String),
     /// A tensor has a type that is not decoded here.
     #[error(
-        "tensor `{name}` has ggml type {id}, which is not supported; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, \
+        "tensor `{name}` has ggml type {kind}, which is not supported; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, \
          Q4_K or Q6_K"
     )]
     UnsupportedType {
         /// Tensor.
         name: String,
-        /// ggml's number of the type.
-        id: u32,
+        /// ggml's number of the type, and its name where it is known.
+        kind: String,
     },
 }
 
@@ -154,6 +154,18 @@ impl Gguf {
         }
     }
 
+    /// What `read` (one of the readers of a key) gives; `None` when the key is absent, an error when it is something else.
+    ///
+    /// # Errors
+    /// When the key is there and `read` cannot use it.
+    pub fn optional<'a, T>(
+        &'a self,
+        key: &str,
+        read: impl FnOnce(&'a Self, &str) -> Result<T, GgufError>,
+    ) -> Result<Option<T>, GgufError> {
+        if self.metadata.contains_key(key) { read(self, key).map(Some) } else { Ok(None) }
+    }
+
     /// A float.
     ///
     /// # Errors
@@ -162,6 +174,17 @@ impl Gguf {
         match self.metadata.get(key) {
             Some(Value::Float(x)) => Ok(*x),
             Some(Value::Int(n)) => Ok(*n as f64),
+            _ => Err(GgufError::Key(key.into())),
+        }
+    }
+
+    /// A flag.
+    ///
+    /// # Errors
+    /// When it is missing or something else.
+    pub fn flag(&self, key: &str) -> Result<bool, GgufError> {
+        match self.metadata.get(key) {
+            Some(Value::Bool(flag)) => Ok(*flag),
             _ => Err(GgufError::Key(key.into())),
         }
     }
@@ -192,9 +215,34 @@ impl Gguf {
     pub fn data(&self, name: &str) -> Result<(GgmlType, &[u8]), GgufError> {
         let info = self.info(name)?;
         let kind = GgmlType::from_id(info.type_id)
-            .ok_or_else(|| GgufError::UnsupportedType { name: name.into(), id: info.type_id })?;
+            .ok_or_else(|| GgufError::UnsupportedType { name: name.into(), kind: self.unsupported(info.type_id) })?;
         let data = info.range(kind).and_then(|range| self.map.get(range)).ok_or_else(|| misfit(name))?;
         Ok((kind, data))
+    }
+
+    /// What a type that is not decoded is called, its number first.
+    fn unsupported(&self, id: u32) -> String {
+        let name = match id {
+            Q2_0 if self.tensors.values().any(|info| self.is_prism(info)) => PRISM_NAME,
+            Q2_0 => "Q2_0: groups of 64 in llama.cpp, of 128 in PrismML's fork",
+            142 => PRISM_NAME,
+            other => match unsupported_name(other) {
+                Some(name) => name,
+                None => return id.to_string(),
+            },
+        };
+        format!("{id} ({name})")
+    }
+
+    /// Whether a tensor's room in the file shows that its blocks are PrismML's [`Q2_0`]: llama.cpp's would not fit.
+    fn is_prism(&self, info: &TensorInfo) -> bool {
+        let next = self.tensors.values().map(|other| other.start).filter(|&start| start > info.start).min();
+        let room = next.unwrap_or(self.map.len()) - info.start;
+        let fits = |(elements, bytes): (usize, usize)| {
+            let whole = info.shape.last().is_some_and(|row| row.is_multiple_of(elements));
+            whole && (info.elements() / elements).checked_mul(bytes).is_some_and(|size| size <= room)
+        };
+        info.type_id == Q2_0 && fits(PRISM_BLOCK) && !fits(Q2_0_BLOCK)
     }
 
     /// A tensor's values, row-major.
@@ -259,6 +307,12 @@ fn parse(bytes: &[u8]) -> Result<Parsed, GgufError> {
     };
     let data = cursor.at.next_multiple_of(alignment);
     for (name, info) in &mut tensors {
+        if !info.start.is_multiple_of(alignment) {
+            return Err(malformed(format!(
+                "the offset of tensor `{name}`, {}, is no multiple of the alignment, {alignment}",
+                info.start
+            )));
+        }
         info.start = info
             .start
             .checked_add(data)
@@ -271,7 +325,64 @@ fn parse(bytes: &[u8]) -> Result<Parsed, GgufError> {
             return Err(misfit(name));
         }
     }
+    check_apart(&tensors)?;
     Ok((metadata, tensors))
+}
+
+/// Refuses tensors that share bytes. Of a type that is not decoded here the size is unknown, so only its first byte is
+/// taken to be its own.
+fn check_apart(tensors: &BTreeMap<String, TensorInfo>) -> Result<(), GgufError> {
+    let place = |(name, info): (&'_ String, &TensorInfo)| {
+        let end = GgmlType::from_id(info.type_id).and_then(|kind| info.range(kind)).map(|range| range.end);
+        let least = info.start + usize::from(info.elements() > 0);
+        (info.start, end.unwrap_or(least), name.clone())
+    };
+    // Tensors without elements lie nowhere.
+    let mut places: Vec<_> = tensors.iter().map(place).filter(|(start, end, _)| end > start).collect();
+    places.sort_unstable();
+    for pair in places.windows(2) {
+        if pair[1].0 < pair[0].1 {
+            return Err(malformed(format!("tensors `{}` and `{}` overlap", pair[0].2, pair[1].2)));
+        }
+    }
+    Ok(())
+}
+
+/// ggml's number of llama.cpp's Q2_0: groups of 64 weights in 18 bytes.
+const Q2_0: u32 = 42;
+/// `(elements, bytes)` of a block of [`Q2_0`] in llama.cpp.
+const Q2_0_BLOCK: (usize, usize) = (64, 18);
+/// The same in files of PrismML's fork, which took the number first.
+const PRISM_BLOCK: (usize, usize) = (128, 34);
+
+const PRISM_NAME: &str = "PrismML's Q2_0, groups of 128, which is not the Q2_0 of llama.cpp";
+
+/// Names of types that are known and not decoded: llama.cpp's, then one of PrismML's fork.
+fn unsupported_name(id: u32) -> Option<&'static str> {
+    Some(match id {
+        6 => "Q5_0",
+        7 => "Q5_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        13 => "Q5_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        40 => "NVFP4",
+        41 => "Q1_0",
+        143 => "PrismML's PTQ1_0, groups of 128",
+        _ => return None,
+    })
 }
 
 struct Cursor<'a> {

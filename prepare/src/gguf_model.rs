@@ -13,7 +13,8 @@ use crate::gguf::{Gguf, Value};
 /// The model's shape.
 ///
 /// # Errors
-/// When the architecture is not llama or qwen3, a key is missing, or the rotary scaling is none we have.
+/// When the architecture is not llama or qwen3, a key is missing or has another type, or the model uses something that the
+/// decoder does not have.
 pub fn config(gguf: &Gguf) -> Result<ModelConfig> {
     let name = gguf.text("general.architecture")?;
     let architecture = match name {
@@ -22,24 +23,26 @@ pub fn config(gguf: &Gguf) -> Result<ModelConfig> {
         other => bail!("the GGUF file holds a {other} model; only llama and qwen3 are supported"),
     };
     let key = |suffix: &str| format!("{name}.{suffix}");
+    let size = |suffix: &str| gguf.optional(&key(suffix), Gguf::integer);
     let hidden_size = gguf.integer(&key("embedding_length"))?;
     let heads = gguf.integer(&key("attention.head_count"))?;
     ensure!(heads > 0, "the GGUF file says 0 attention heads");
-    let kv = gguf.integer(&key("attention.head_count_kv")).unwrap_or(heads);
+    let kv = size("attention.head_count_kv")?.unwrap_or(heads);
     ensure!(kv > 0 && heads.is_multiple_of(kv), "{heads} query heads are no multiple of {kv} key heads");
-    let head_dim = gguf.integer(&key("attention.key_length")).unwrap_or(hidden_size / heads);
-    if let Ok(dimensions) = gguf.integer(&key("rope.dimension_count")) {
-        ensure!(dimensions == head_dim, "rotary over {dimensions} of {head_dim} dimensions of a head is not supported");
+    let head_dim = size("attention.key_length")?.unwrap_or(hidden_size / heads);
+    for (suffix, what) in [("attention.value_length", "values"), ("rope.dimension_count", "rotary embeddings")] {
+        let found = size(suffix)?.unwrap_or(head_dim);
+        ensure!(found == head_dim, "{what} over {found} of {head_dim} dimensions of a head are not supported");
     }
-    if let Ok(kind) = gguf.text(&key("rope.scaling.type")) {
-        ensure!(kind == "none", "rotary scaling `{kind}` is not supported");
-    }
-    let rope_theta = gguf.float(&key("rope.freq_base")).unwrap_or(10_000.0);
+    check_extras(gguf, name)?;
+    let rope_theta = gguf.optional(&key("rope.freq_base"), Gguf::float)?.unwrap_or(10_000.0);
     let embedding = &gguf.info("token_embd.weight")?.shape;
     ensure!(
         embedding.len() == 2 && embedding[1] == hidden_size,
         "the embedding's shape {embedding:?} does not fit width {hidden_size}"
     );
+    let rows = size("vocab_size")?.unwrap_or(embedding[0]);
+    ensure!(rows == embedding[0], "the GGUF file says a vocabulary of {rows} and has {} embeddings", embedding[0]);
     Ok(ModelConfig {
         architecture,
         vocab_size: embedding[0],
@@ -57,6 +60,37 @@ pub fn config(gguf: &Gguf) -> Result<ModelConfig> {
     })
 }
 
+/// Refuses metadata that change the forward pass to what the decoder does not have, as llama.cpp reads them; what is turned
+/// off is harmless.
+fn check_extras(gguf: &Gguf, architecture: &str) -> Result<()> {
+    let key = |suffix: &str| format!("{architecture}.{suffix}");
+    let scaling = gguf.optional(&key("rope.scaling.type"), Gguf::text)?.unwrap_or("linear");
+    let mut factor = 1.0;
+    for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
+        // llama.cpp takes 0 for none.
+        let found = gguf.optional(&key(suffix), Gguf::float)?.filter(|&found| found != 0.0).unwrap_or(1.0);
+        factor = if found == 1.0 { factor } else { found };
+    }
+    ensure!(
+        scaling == "none" || (scaling == "linear" && factor == 1.0),
+        "rotary scaling `{scaling}` by {factor} is not supported"
+    );
+    for suffix in ["logit_scale", "residual_scale", "embedding_scale"] {
+        let found = gguf.optional(&key(suffix), Gguf::float)?.unwrap_or(1.0);
+        ensure!(found == 0.0 || found == 1.0, "`{}` of {found} is not supported", key(suffix));
+    }
+    let zero = ["attention.scale", "attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"];
+    for suffix in zero.into_iter().chain(["attention.sliding_window", "expert_count"]) {
+        let found = gguf.optional(&key(suffix), Gguf::float)?.unwrap_or(0.0);
+        ensure!(found == 0.0, "`{}` of {found} is not supported", key(suffix));
+    }
+    let on = gguf.optional(&key("attention.causal"), Gguf::flag)?.unwrap_or(true);
+    ensure!(on, "`{}` is off, and the decoder is causal", key("attention.causal"));
+    let parallel = gguf.optional(&key("use_parallel_residual"), Gguf::flag)?.unwrap_or(false);
+    ensure!(!parallel, "`{}` is not supported", key("use_parallel_residual"));
+    Ok(())
+}
+
 /// The shortest decimal that is the same f32: metadata is f32, so 1e-5 would otherwise become 9.999999747e-6.
 fn round_to_f32(x: f64) -> f64 {
     (x as f32).to_string().parse().unwrap_or(x)
@@ -69,10 +103,10 @@ fn rope_scaling(gguf: &Gguf, theta: f64, head_dim: usize) -> Result<Option<RopeS
         return Ok(None);
     }
     let stored = gguf.values("rope_freqs.weight")?;
-    let factor = stored.iter().copied().fold(1.0f32, f32::max);
-    if factor == 1.0 {
+    if stored.len() == head_dim / 2 && stored.iter().all(|&divisor| divisor == 1.0) {
         return Ok(None);
     }
+    let factor = stored.iter().copied().fold(1.0f32, f32::max);
     let scaling = RopeScaling {
         factor: f64::from(factor),
         low_freq_factor: 1.0,
@@ -225,16 +259,16 @@ pub fn vocabulary(gguf: &Gguf) -> Result<Vocabulary> {
         all.collect()
     };
     let tokens = texts("tokenizer.ggml.tokens")?;
-    let types = match gguf.array("tokenizer.ggml.token_type") {
-        Ok(all) => all
+    let types = match gguf.optional("tokenizer.ggml.token_type", Gguf::array)? {
+        Some(all) => all
             .iter()
             .map(|v| if let Value::Int(n) = v { Ok(*n) } else { bail!("a token type is no integer") })
             .collect::<Result<Vec<_>>>()?,
-        Err(_) => vec![1; tokens.len()],
+        None => vec![1; tokens.len()],
     };
     ensure!(types.len() == tokens.len(), "{} tokens but {} token types", tokens.len(), types.len());
     Ok(Vocabulary {
-        pre: gguf.text("tokenizer.ggml.pre").unwrap_or("default").to_owned(),
+        pre: gguf.optional("tokenizer.ggml.pre", Gguf::text)?.unwrap_or("default").to_owned(),
         tokens,
         types,
         merges: texts("tokenizer.ggml.merges")?,

@@ -166,6 +166,14 @@ impl ModelConfig {
                 return Err(format!("{key} is {value}; it must be a positive number"));
             }
         }
+        if let Some(scaling) = &self.rope_scaling
+            && scaling.low_freq_factor >= scaling.high_freq_factor
+        {
+            let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
+            return Err(format!(
+                "rope_scaling.low_freq_factor ({low}) must be below rope_scaling.high_freq_factor ({high})"
+            ));
+        }
         Ok(())
     }
 
