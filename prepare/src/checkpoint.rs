@@ -184,11 +184,8 @@ impl Checkpoint {
                     continue;
                 }
                 // Checkpoints of the bare decoder lack the prefix.
-                let name = if name.starts_with("model.") || name == HEAD {
-                    name.to_owned()
-                } else {
-                    format!("model.{name}")
-                };
+                let name =
+                    if name.starts_with("model.") || name == HEAD { name.to_owned() } else { format!("model.{name}") };
                 let tensor = MappedTensor { dtype: view.dtype(), shape: view.shape().to_vec(), data: view.data() };
                 ensure!(found.insert(name.clone(), tensor).is_none(), "tensor `{name}` is there twice");
             }

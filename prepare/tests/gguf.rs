@@ -144,6 +144,147 @@ fn a_row_of_broken_blocks_is_refused() {
     assert!(open(&bytes).unwrap_err().to_string().contains("ffn_gate.weight"));
 }
 
+/// Where the info of a tensor of two dimensions says its type; its offset is four bytes further.
+fn type_at(bytes: &[u8], name: &str) -> usize {
+    let at = bytes.windows(name.len()).position(|window| window == name.as_bytes()).unwrap();
+    at + name.len() + 4 + 2 * 8
+}
+
+fn offset(bytes: &[u8], name: &str) -> u64 {
+    let at = type_at(bytes, name) + 4;
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// What opening says when a tensor's offset is changed.
+fn moved(name: &str, to: impl Fn(&[u8]) -> u64) -> String {
+    let mut bytes = tiny_llama().0.bytes();
+    let to = to(&bytes);
+    let at = type_at(&bytes, name) + 4;
+    bytes[at..at + 8].copy_from_slice(&to.to_le_bytes());
+    open(&bytes).unwrap_err().to_string()
+}
+
+#[test]
+fn tensors_lie_apart_at_multiples_of_the_alignment() {
+    let (up, gate) = ("blk.0.ffn_up.weight", "blk.0.ffn_gate.weight");
+    let message = moved(up, |bytes| offset(bytes, up) - 4);
+    assert!(message.contains(up) && message.contains("no multiple of the alignment, 32"), "{message}");
+    for by in [0, 32] {
+        let message = moved(up, |bytes| offset(bytes, gate) + by);
+        assert!(message.contains("overlap") && message.contains(up) && message.contains(gate), "{message}");
+    }
+    for far in [1 << 40, u64::MAX - 31, u64::MAX / 32 * 32] {
+        let message = moved(up, |_| far);
+        assert!(message.contains(up) && message.contains("not a valid GGUF file"), "{message}");
+    }
+}
+
+#[test]
+fn other_alignments_are_followed_and_senseless_ones_refused() {
+    for alignment in [8, 16, 24, 64] {
+        let (mut file, expected) = tiny_llama();
+        file.align(alignment);
+        let gguf = open(&file.bytes()).unwrap();
+        assert_eq!(gguf.values("output_norm.weight").unwrap(), expected[1].1, "{alignment}");
+    }
+    for alignment in [0, -8i32] {
+        let mut file = tiny_llama().0;
+        file.integer("general.alignment", alignment as u32);
+        assert!(open(&file.bytes()).unwrap_err().to_string().contains("general.alignment"), "{alignment}");
+    }
+    let mut file = tiny_llama().0;
+    file.text("general.alignment", "32");
+    assert!(open(&file.bytes()).unwrap_err().to_string().contains("general.alignment"));
+}
+
+#[test]
+fn a_name_is_there_once() {
+    let mut bytes = tiny_llama().0.bytes();
+    let (q, k) = (b"blk.0.attn_q.weight", b"blk.0.attn_k.weight");
+    let at = bytes.windows(k.len()).position(|window| window == k).unwrap();
+    bytes[at..at + k.len()].copy_from_slice(q);
+    assert!(open(&bytes).unwrap_err().to_string().contains("`blk.0.attn_q.weight` is there twice"));
+}
+
+#[test]
+fn types_that_are_not_decoded_are_named() {
+    let said = |type_id: u32, bytes: usize| {
+        let mut file = tiny_llama().0;
+        // Behind all others, so that nothing tells where it ends but the file.
+        file.tensor("z", &[64, 128], type_id, vec![0; bytes]);
+        open(&file.bytes()).unwrap().data("z").unwrap_err().to_string()
+    };
+    let prism = "PrismML's Q2_0, groups of 128, which is not the Q2_0 of llama.cpp";
+    assert!(said(42, 64 * 34).contains(prism));
+    assert!(said(142, 64 * 34).contains(prism));
+    assert!(said(143, 64 * 28).contains("PrismML's PTQ1_0"));
+    let upstream = said(42, 128 * 18);
+    assert!(upstream.contains("42 (Q2_0: groups of 64 in llama.cpp, of 128 in PrismML's fork)"), "{upstream}");
+    assert!(said(35, 32 * 66).contains("35 (TQ2_0)"));
+    let unknown = said(99, 64);
+    assert!(unknown.contains("`z` has ggml type 99, which is not supported; use a file in F32"), "{unknown}");
+}
+
+#[test]
+fn metadata_of_another_type_are_never_a_default() {
+    let config = |edit: &dyn Fn(&mut GgufFile)| {
+        let mut file = tiny_llama().0;
+        edit(&mut file);
+        gguf_model::config(&open(&file.bytes()).unwrap()).map_err(|e| e.to_string())
+    };
+    let expected = config(&|_| {}).unwrap();
+    for key in [
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.factor",
+        "rope.scale_linear",
+        "vocab_size",
+        "logit_scale",
+        "attention.sliding_window",
+        "attention.causal",
+    ] {
+        let key = format!("llama.{key}");
+        let message = config(&|file| file.text(&key, "16")).unwrap_err();
+        assert!(message.contains(&format!("no `{key}`, or one of another type")), "{message}");
+    }
+    assert!(config(&|file| file.integer("llama.rope.scaling.type", 0)).is_err());
+    let refused: [(&str, f32); 6] = [
+        // llama.cpp takes the scaling for linear where its type is not said.
+        ("rope.scaling.factor", 8.0),
+        ("rope.scale_linear", 2.0),
+        ("logit_scale", 0.5),
+        ("attention.scale", 0.1),
+        ("final_logit_softcapping", 30.0),
+        ("attention.clamp_kqv", 8.0),
+    ];
+    for (key, value) in refused {
+        assert!(config(&|file| file.float(&format!("llama.{key}"), value)).is_err(), "{key}");
+    }
+    for (key, value) in
+        [("vocab_size", 11), ("attention.value_length", 8), ("expert_count", 8), ("attention.sliding_window", 64)]
+    {
+        assert!(config(&|file| file.integer(&format!("llama.{key}"), value)).is_err(), "{key}");
+    }
+    let harmless = config(&|file| {
+        file.text("llama.rope.scaling.type", "linear");
+        file.float("llama.rope.scaling.factor", 1.0);
+        file.integer("llama.vocab_size", 10);
+        file.integer("llama.attention.value_length", 16);
+        file.integer("llama.expert_count", 0);
+        file.float("llama.logit_scale", 1.0);
+        file.f32_tensor("rope_freqs.weight", &[8], &[1.0; 8]);
+    });
+    assert_eq!(harmless.unwrap(), expected);
+    // Frequencies that are scaled up, that are no numbers, or are too few are not the default's.
+    for divisors in [vec![0.5; 8], vec![f32::NAN; 8], vec![1.0; 4]] {
+        let count = divisors.len();
+        assert!(config(&|file| file.f32_tensor("rope_freqs.weight", &[count], &divisors)).is_err(), "{divisors:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 

@@ -27,8 +27,14 @@ const OFF: [&str; 12] = [
 ];
 
 /// Factors that other decoders multiply by.
-const ONE: [&str; 6] =
-    ["partial_rotary_factor", "rotary_pct", "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"];
+const ONE: [&str; 6] = [
+    "partial_rotary_factor",
+    "rotary_pct",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "logit_scale",
+];
 
 /// Keys that only mean something the decoder does not have, whatever their value.
 const EMPTY: [&str; 17] = [

@@ -43,7 +43,9 @@ pub(super) fn parse(root: Keys<'_>) -> Result<Rope> {
 fn parameters(keys: Keys<'_>, root: Keys<'_>, theta: Option<f64>) -> Result<Rope> {
     let place = keys.place;
     if let Some((key, _)) = keys.map.iter().find(|(_, value)| matches!(value, Value::Object(_))) {
-        bail!("`{place}` in config.json has parameters for each type of layer (`{key}`), which the decoder does not have");
+        bail!(
+            "`{place}` in config.json has parameters for each type of layer (`{key}`), which the decoder does not have"
+        );
     }
     let kind = match (keys.text("rope_type")?, keys.text("type")?) {
         (Some(new), Some(old)) if new != old => {

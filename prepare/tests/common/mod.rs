@@ -11,12 +11,13 @@ use sha2::{Digest, Sha256};
 /// A GGUF file in the making.
 pub struct GgufFile {
     metadata: BTreeMap<String, Vec<u8>>,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+    tensors: BTreeMap<String, (Vec<usize>, u32, Vec<u8>)>,
+    alignment: usize,
 }
 
 impl GgufFile {
     pub fn new(architecture: &str) -> Self {
-        let mut file = Self { metadata: BTreeMap::new(), tensors: BTreeMap::new() };
+        let mut file = Self { metadata: BTreeMap::new(), tensors: BTreeMap::new(), alignment: 32 };
         file.text("general.architecture", architecture);
         file
     }
@@ -35,8 +36,18 @@ impl GgufFile {
 
     /// `shape` is row-major; the file has it reversed.
     pub fn f32_tensor(&mut self, name: &str, shape: &[usize], values: &[f32]) {
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.tensors.insert(name.into(), (shape.to_vec(), bytes));
+        self.tensor(name, shape, 0, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    }
+
+    /// A tensor of any ggml type.
+    pub fn tensor(&mut self, name: &str, shape: &[usize], type_id: u32, bytes: Vec<u8>) {
+        self.tensors.insert(name.into(), (shape.to_vec(), type_id, bytes));
+    }
+
+    /// Writes the file with another alignment than 32, and says so in it.
+    pub fn align(&mut self, alignment: u32) {
+        self.integer("general.alignment", alignment);
+        self.alignment = alignment as usize;
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -48,18 +59,18 @@ impl GgufFile {
             out.extend(value);
         }
         let mut data = Vec::new();
-        for (name, (shape, bytes)) in &self.tensors {
+        for (name, (shape, type_id, bytes)) in &self.tensors {
             out.extend(string(name));
             out.extend((shape.len() as u32).to_le_bytes());
             for n in shape.iter().rev() {
                 out.extend((*n as u64).to_le_bytes());
             }
-            out.extend(0u32.to_le_bytes());
+            out.extend(type_id.to_le_bytes());
             out.extend((data.len() as u64).to_le_bytes());
             data.extend(bytes);
-            data.resize(data.len().next_multiple_of(32), 0);
+            data.resize(data.len().next_multiple_of(self.alignment), 0);
         }
-        out.resize(out.len().next_multiple_of(32), 0);
+        out.resize(out.len().next_multiple_of(self.alignment), 0);
         out.extend(data);
         out
     }
