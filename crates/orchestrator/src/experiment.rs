@@ -435,7 +435,7 @@ impl Search<'_> {
     fn history(&self) -> Vec<Trial> {
         let tried = |row: &Row| {
             let proposed = self.state.proposals.get(&row.experiment)?;
-            Some(Trial { knobs: proposed.knobs.clone(), loss: row.loss() })
+            Some(Trial { knobs: proposed.knobs.clone(), loss: self.state.mean_loss(row) })
         };
         self.state.rows.iter().filter_map(tried).collect()
     }

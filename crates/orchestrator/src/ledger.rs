@@ -310,6 +310,19 @@ impl State {
         self.with_own(row, self.fresh(row).map(|replicate| &replicate.evaluation).collect())
     }
 
+    /// Mean loss of an experiment, nats per token: of a kept one over the runs that did not select it, of others over all
+    /// their runs. `None` where nothing was measured.
+    pub fn mean_loss(&self, row: &Row) -> Option<f64> {
+        let runs: Vec<&Evaluation> = match row.status {
+            Status::Keep => self.unselected(row),
+            _ => {
+                let again = self.replicates_of(row.experiment).map(|replicate| &replicate.evaluation);
+                row.evaluation.iter().chain(again.filter(|_| row.evaluation.is_some())).collect()
+            }
+        };
+        (!runs.is_empty()).then(|| runs.iter().map(|run| run.eval_loss).sum::<f64>() / runs.len() as f64)
+    }
+
     fn with_own<'a>(&self, row: &'a Row, others: Vec<&'a Evaluation>) -> Vec<&'a Evaluation> {
         let own = (others.is_empty() || row.parent.is_none()).then_some(&row.evaluation).into_iter().flatten();
         own.chain(others).collect()

@@ -188,7 +188,7 @@ fn noise(noise: Option<Noise>) -> String {
 }
 
 fn pasts(state: &State, diffs: &BTreeMap<u64, String>) -> Vec<Past> {
-    let outcome = |row: &Row| match (row.status, row.loss()) {
+    let outcome = |row: &Row| match (row.status, state.mean_loss(row)) {
         (Status::Keep, Some(loss)) => {
             let diff = diffs.get(&row.experiment).cloned().unwrap_or_default();
             Outcome::Kept { loss, gain: row.gain.unwrap_or_default(), diff }

@@ -29,6 +29,8 @@ pub struct Usage {
     pub memory: u64,
     /// Share of the cores' time that other programs, and other machines on the same host, took meanwhile.
     pub others: f64,
+    /// Whether the kernel killed one of its processes for the limit of memory; `None` where nothing counts that.
+    pub out_of_memory: Option<bool>,
 }
 
 /// Counts what a running command uses.
@@ -112,6 +114,11 @@ impl Meter {
             self.usage.processor = self.usage.processor.max(processor.unwrap_or_default());
             let memory = number("memory.peak").or(number("memory.max_usage_in_bytes"));
             self.usage.memory = self.usage.memory.max(memory.unwrap_or_default());
+            let killed = ["memory.events", "memory.oom_control"].iter().find_map(|file| {
+                let text = fs::read_to_string(folder.join(file)).ok()?;
+                text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse::<u64>().ok()
+            });
+            self.usage.out_of_memory = killed.map(|killed| killed > 0).or(self.usage.out_of_memory);
         }
     }
 }

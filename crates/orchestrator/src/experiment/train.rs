@@ -198,7 +198,10 @@ impl Search<'_> {
             },
             End::Exited(DIVERGED) => format!("diverged: {}", said()),
             End::Exited(code) => format!("trainer failed with code {code}: {}", said()),
-            End::Killed(9) => "trainer was killed, probably for want of memory".into(),
+            End::Killed(_) if usage.out_of_memory == Some(true) => {
+                format!("trainer was killed: it needs more memory than the {} that it may take", gibibytes(&task))
+            }
+            // Where nothing counts that, the system may have been short of memory, or somebody killed it.
             End::Killed(signal) => format!("trainer was killed by signal {signal}"),
         };
         Err(Broken::Failed(Status::Crash, reason))
@@ -209,6 +212,12 @@ impl Search<'_> {
 /// thread spends waiting for one that other programs hold up is work. `cargo bench -p trainer --profile release --bench
 /// clock` compares others. GNU's OpenMP alone reads it.
 const SPINS: &str = "300";
+
+/// The limit of a program's memory, for people.
+fn gibibytes(task: &Task) -> String {
+    let most = task.confined.as_ref().and_then(|confined| confined.policy.limits.memory_bytes);
+    most.map_or_else(|| "memory".to_owned(), |bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)))
+}
 
 /// Steps of a rehearsal.
 const REHEARSED_STEPS: u64 = 3;

@@ -233,6 +233,19 @@ fn noise_is_pooled_and_a_first_run_that_chose_itself_is_no_part_of_it() {
 }
 
 #[test]
+fn what_an_experiment_is_worth_is_the_mean_of_its_runs() {
+    let mut events = vec![proposed(1), with_loss(1, Status::Keep, 3.0, 1), replicated(1, 1, 3.2)];
+    events.extend([proposed(2), replicated(2, 2, 2.9), with_loss(2, Status::Discard, 2.7, 2)]);
+    events.extend([proposed(3), replicated(3, 3, 2.4), with_loss(3, Status::Keep, 2.0, 2), replicated(4, 3, 2.6)]);
+    let state = state(&events).unwrap();
+    let means: Vec<f64> = state.rows.iter().filter_map(|row| state.mean_loss(row)).collect();
+    // Of the last, only the run behind its keep counts: the others chose it.
+    for (mean, expected) in means.iter().zip([3.1, 2.8, 2.6]) {
+        assert!((mean - expected).abs() < 1e-12, "{means:?}");
+    }
+}
+
+#[test]
 fn the_bar_is_without_the_first_run_and_the_estimate_without_all_that_selected() {
     let bar = |events: &[Event]| {
         let state = state(events).unwrap();
