@@ -43,6 +43,10 @@ fn hostile(n: usize) -> Vec<String> {
         [("mod a {", "}"), ("fn a() {", "}"), ("use a::{", "};"), ("impl A { fn a() {", "}}"), ("m! {", "}")]
             .map(|(open, close)| nested(open, close).replace('1', "")),
     );
+    // What goes on behind a comma.
+    texts.extend(["<", "&"].map(|sign| kind(("A<B,".to_owned() + &sign.repeat(n / 16)).repeat(16))));
+    texts.push(expression(chain("|a,| ") + "1"));
+    texts.push(expression("|a,| if ".repeat(n / 4) + "1"));
     texts.push(format!("#[a{}] fn f() {{}}", nested("(", ")")));
     texts.push(format!("const K: T = T {{\n    a: {}1, // search: 1..2\n}};\n", "!".repeat(n)));
     texts
