@@ -86,7 +86,7 @@ impl Grid {
                 }
                 Self::Affine { .. } => {
                     let (low, high) = (groups.amin(-1, false), groups.amax(-1, false));
-                    let scales = ((high - &low) / self.most());
+                    let scales = (high - &low) / self.most();
                     let scales = self.bounded(&scales);
                     let zero = (low / &scales).clamp(-FARTHEST_ZERO, FARTHEST_ZERO).round().neg();
                     let offsets = Some(zero.reshape(&shape));
