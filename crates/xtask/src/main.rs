@@ -1,10 +1,12 @@
 //! Chores of this repository: `cargo xtask test` runs every check that CI runs, `cargo xtask bench` prints speed ratios,
-//! `cargo xtask real-model` runs a search with a language model on loopback.
+//! `cargo xtask real-model` runs a search with a language model on loopback, `cargo xtask loaders` compares what is read of
+//! checkpoints with transformers.
 //!
 //! A chore is a list of child processes; nothing is measured or checked in this process.
 
 mod bench;
 mod checks;
+mod loaders;
 mod real_model;
 
 use std::process::ExitCode;
@@ -45,6 +47,10 @@ enum Chore {
         #[arg(long, default_value_t = 10)]
         experiments: usize,
     },
+    /// Read generated checkpoints, right and wrong ones, here and with transformers: the same loss, or a refusal.
+    ///
+    /// Needs python3 with venv and pip, and PyPI for PyTorch and transformers (5 GB in .cache), once. Takes some minutes.
+    Loaders,
 }
 
 fn main() -> ExitCode {
@@ -52,6 +58,7 @@ fn main() -> ExitCode {
         Chore::Test { only } => checks::run(&only),
         Chore::Bench { filter } => bench::run(filter.as_deref()),
         Chore::RealModel { experiments } => real_model::run(experiments),
+        Chore::Loaders => loaders::run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
