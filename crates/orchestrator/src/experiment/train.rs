@@ -211,7 +211,7 @@ impl Search<'_> {
 /// Rounds that a thread of the trainer's looks for work before it sleeps, where processor time counts: to that clock, what a
 /// thread spends waiting for one that other programs hold up is work. `cargo bench -p trainer --profile release --bench
 /// clock` compares others. GNU's OpenMP alone reads it.
-const SPINS: &str = "300";
+const SPINS: &str = "0";
 
 /// The limit of a program's memory, for people.
 fn gibibytes(task: &Task) -> String {
