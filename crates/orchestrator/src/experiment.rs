@@ -492,7 +492,7 @@ impl Search<'_> {
             finished_at: clock::now(),
         };
         hold::at("verdict-reached");
-        self.write(Event::Ended(row.clone()))?;
+        self.write(Event::Ended(Box::new(row.clone())))?;
         hold::at("row-written");
         if status == Status::Keep {
             self.move_branch()?;

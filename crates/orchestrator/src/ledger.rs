@@ -177,7 +177,7 @@ impl State {
             Event::Ended(row) => {
                 self.flight(row.experiment, time)?;
                 self.flight = None;
-                self.rows.push(row.clone());
+                self.rows.push((**row).clone());
             }
             Event::Abandoned(abandoned) => {
                 let flight = self.flight(abandoned.experiment, time)?;

@@ -1,12 +1,13 @@
 //! What the sandbox costs a training run: tokens a second of `nano`'s baseline with it and without, by turns.
 
-use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use corpus::{Part, Writer, WriterOptions};
-use sandbox::{Limits, Policy, Request};
+use sandbox::{Limits, Policy, Request, Scratch};
 
 /// Pairs of runs; the median ratio counts.
 const PAIRS: usize = 5;
@@ -63,6 +64,8 @@ fn tokens_per_second(root: &Path, folder: &Path, confined: bool) -> Result<f64> 
     let options = [("--campaign", &campaign), ("--data", &data), ("--out", &out)];
     let arguments = options.iter().flat_map(|(name, path)| [(*name).into(), path.as_os_str().to_owned()]).collect();
     let mut command;
+    // What it wrote in the sandbox is seen by its handle alone.
+    let mut handles = Vec::new();
     if confined {
         // As the orchestrator does it for a training run.
         let mut read: Vec<PathBuf> =
@@ -79,20 +82,25 @@ fn tokens_per_second(root: &Path, folder: &Path, confined: bool) -> Result<f64> 
             memory_bytes: Some(16 << 30),
             nice: None,
         };
-        let policy = Policy { read, write: vec![out.clone()], devices, network: false, limits };
-        let request = Request { program: trainer.into(), arguments, input: None, policy, report: Some(report.clone()) };
+        let scratch = vec![Scratch { folder: out.clone(), bytes: 1 << 30, over: false }];
+        let policy = Policy { read, scratch, devices, limits, ..Policy::default() };
+        let report = Some(report.clone());
+        let request = Request { program: trainer.into(), arguments, input: None, policy, report, complete: true };
+        let (ours, theirs) = UnixStream::pair()?;
         command = Command::new(std::env::current_exe()?);
-        let mut child =
-            command.arg(sandbox::STAGE).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        child.stdin.take().context("it has no input")?.write_all(&serde_json::to_vec(&request)?)?;
+        command.arg(sandbox::STAGE).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        handles = sandbox::hand_over(&ours, &request)?;
         ensure!(child.wait()?.success(), "the trainer failed in the sandbox");
-        let enforced: sandbox::Enforced = serde_json::from_slice(&std::fs::read(&report)?)?;
+        let report = request.report.context("a report was asked for")?;
+        let enforced: sandbox::Enforced = serde_json::from_slice(&std::fs::read(report)?)?;
         ensure!(enforced.is_complete(), "this machine does not enforce all of it: {}", enforced.summary());
     } else {
         command = Command::new(&trainer);
         let status = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
         ensure!(status.success(), "the trainer failed");
     }
+    let out = handles.first().map_or(out, |handle| PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd())));
     let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("summary.json"))?)?;
     let number = |key: &str| summary[key].as_f64().with_context(|| format!("the summary has no {key}"));
     Ok(number("tokens")? / number("training_seconds")?)

@@ -29,7 +29,7 @@ pub enum Event {
     /// The artifact was measured on `select`; the verdict comes next.
     Measured(Evaluation),
     /// The experiment is over; on a keep the branch moves next.
-    Ended(Row),
+    Ended(Box<Row>),
     /// The experiment in flight was broken off without a result; its number is used again.
     Abandoned(Abandoned),
     /// An artifact was measured for the final figures.

@@ -77,7 +77,7 @@ fn replicated(number: u64, experiment: u64, loss: f64) -> Event {
 }
 
 fn ended(experiment: u64, status: Status) -> Event {
-    Event::Ended(Row {
+    Event::Ended(Box::new(Row {
         experiment,
         commit: format!("{experiment:040}"),
         parent: None,
@@ -91,7 +91,7 @@ fn ended(experiment: u64, status: Status) -> Event {
         evaluation: None,
         trained: None,
         finished_at: String::new(),
-    })
+    }))
 }
 
 fn abandoned(experiment: u64, again: bool) -> Event {
@@ -207,12 +207,12 @@ fn with_loss(experiment: u64, status: Status, loss: f64, runs: usize) -> Event {
         incumbent_repeats: false,
     };
     let changed = experiment > 1;
-    Event::Ended(Row {
+    Event::Ended(Box::new(Row {
         parent: changed.then(|| format!("{:040}", 1)),
         comparison: changed.then_some(comparison),
         evaluation: Some(evaluation(loss)),
-        ..row
-    })
+        ..*row
+    }))
 }
 
 #[test]
