@@ -1,4 +1,5 @@
-//! Limits of everything together, where this user may make cgroups: version 2, or version 1's memory and pids.
+//! Limits of everything together, where this user may make cgroups: version 2, or version 1's memory and pids. What they
+//! count is read by whoever started the stage, so version 1's cpuacct is entered as well.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,10 @@ fn parents() -> Vec<Parent> {
                     memory: Some("memory.limit_in_bytes"),
                     processes: None,
                 }),
+                // Nothing is limited there, but processor time is counted.
+                _ if controllers.split(',').any(|controller| controller == "cpuacct") => {
+                    Some(Parent { folder: below(Path::new(MOUNT).join(controllers)), memory: None, processes: None })
+                }
                 "pids" => Some(Parent {
                     folder: below(Path::new(MOUNT).join("pids")),
                     memory: None,
@@ -60,10 +65,19 @@ pub fn join(limits: &Limits) -> Result<bool> {
     for parent in parents() {
         let wanted = [(parent.memory, limits.memory_bytes), (parent.processes, limits.processes)];
         let wanted: Vec<_> = wanted.into_iter().filter_map(|(file, most)| Some((file?, most?))).collect();
-        if wanted.is_empty() {
+        let counts = parent.memory.is_none() && parent.processes.is_none();
+        if wanted.is_empty() && !counts {
             continue;
         }
         let folder = parent.folder.join(format!("{PREFIX}{}", std::process::id()));
+        if counts {
+            // Without it, what a process that is gone had used is counted by whoever waited for it.
+            let entered = fs::create_dir(&folder).and_then(|()| fs::write(folder.join("cgroup.procs"), "0"));
+            if entered.is_err() {
+                let _ = fs::remove_dir(&folder);
+            }
+            continue;
+        }
         fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let enter = || -> Result<()> {
             for (file, most) in &wanted {
