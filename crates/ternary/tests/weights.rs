@@ -230,7 +230,7 @@ fn learned_scales_get_their_papers_gradients() {
     }
 }
 
-/// A learned scale starts with the level of the rule; from max|w| as the papers do.
+/// A learned scale starts with the level of the rule; from max|w| as ParetoQ does, or from half the range as EfficientQAT.
 #[test]
 fn learned_scales_start_at_the_rules_level() {
     for estimator in LEARNED {
@@ -238,7 +238,11 @@ fn learned_scales_start_at_the_rules_level() {
         let wanted = quantize(&weights(), Grouping::Group(64), Scale::Mse, 0.5);
         assert_eq!(weight.export().scales, wanted.scales, "{estimator:?}");
         let weight = TernaryWeight::new(weights(), method(Grouping::Row, Scale::AbsMax, estimator), Kind::Float);
-        assert_eq!(*weight.scales().expect("learned"), weights().abs().amax(1, true));
+        let own_start = match estimator {
+            Estimator::EfficientQat => (weights().amax(1, true) - weights().amin(1, true)) / 2.0,
+            _ => weights().abs().amax(1, true),
+        };
+        assert_eq!(*weight.scales().expect("learned"), own_start, "{estimator:?}");
     }
 }
 
