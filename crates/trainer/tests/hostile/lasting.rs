@@ -76,7 +76,7 @@ pub fn cases(Targets { root, run, build }: &Targets) -> Vec<Case> {
              for i in 0..12 { use std::io::Write; let p = out.join(i.to_string()); let mut f = std::fs::File::create(&p)?;
              std::fs::remove_file(&p)?; for _ in 0..64 { f.write_all(&vec![1u8; 1 << 20])?; } std::mem::forget(f); }\n"
                 .into(),
-            fails("wrote more than"),
+            fails("No space left on device"),
         ),
         Case::edit(
             "is compiled for ever",
