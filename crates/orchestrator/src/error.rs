@@ -123,8 +123,8 @@ impl Failure {
                 path.parent().unwrap_or(path).display()
             )),
             Self::TooBusy(_) => Some(
-                "no experiment is blamed for it: run again when they are done, or give the search cores of its own with \
-                 --cores; it goes on where it was"
+                "no experiment is blamed. Wait until those programs end, or reserve cores with --cores, and run the same \
+                 command again: the search resumes where it stopped"
                     .into(),
             ),
             Self::NothingYet(_) => Some("start a search with `cargo run --release -- run`".into()),

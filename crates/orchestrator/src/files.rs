@@ -108,7 +108,7 @@ pub fn open_untrusted_at(folder: impl AsFd, file: &Path) -> io::Result<File> {
     regular(File::from(rustix::fs::openat(&at, name, flags, Mode::empty())?))
 }
 
-/// How a folder is opened whose name nobody vouches for.
+/// Flags for opening a folder at an untrusted path.
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 fn regular(file: File) -> io::Result<File> {

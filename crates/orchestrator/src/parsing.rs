@@ -20,7 +20,7 @@ const DEEPEST: usize = 4096;
 const STACK: usize = 256 << 20;
 /// Most characters of a panic's message that are told.
 const LONGEST_MESSAGE: usize = 200;
-/// Words that go on with an expression behind a block.
+/// Words that continue an expression after a block.
 const CONTINUING: [&str; 3] = ["else", "as", "in"];
 
 /// Why a text is not parsed.
@@ -97,7 +97,7 @@ fn check_depth(tokens: &TokenStream) -> Result<(), Refusal> {
     // Tokens of the statement so far, those of the statements around it included, and what those alone are.
     let (mut depth, mut outer) = (0, 0);
     let mut after_block = false;
-    // Behind `<` or `|` a comma may stand between generic arguments or a closure's, inside of which the tree goes on.
+    // After `<` or `|` a comma may separate generic or closure arguments, and the tree keeps growing past it.
     let mut inside = false;
     loop {
         let Some(token) = at.next() else {

@@ -186,7 +186,7 @@ fn processor_time_is_limited_for_the_whole_tree() {
 #[test]
 fn a_child_that_is_not_waited_for_has_memory_and_processor_time_as_well() {
     let (dir, runner) = runner();
-    // It holds 300 MB for longer than it takes to look twice, and nobody waits for it.
+    // The child is not waited for, and keeps 300 MB long enough for two readings.
     let script = "dd if=/dev/zero of=/dev/null bs=314572800 & while kill -0 $!; do \
         kb=$(sed -n 's/^VmRSS: *\\([0-9]*\\).*/\\1/p' /proc/$!/status); [ \"$kb\" -lt 250000 ] || break; done; sleep 1.2";
     let finished = runner.run(&shell(dir.path(), script), |_| {}).unwrap();

@@ -43,7 +43,7 @@ pub struct Workshop {
     pub build_dir: PathBuf,
     /// Whether compilers run in the sandbox.
     pub sandboxed: bool,
-    /// Whether what is compiled was not written by a person, and is compiled in the complete sandbox only.
+    /// Whether an agent wrote the code, so that it must be compiled in the complete sandbox.
     pub foreign: bool,
     /// What else may be read, as the campaign says.
     pub read: Vec<PathBuf>,

@@ -201,7 +201,7 @@ impl Search<'_> {
             End::Killed(_) if usage.out_of_memory == Some(true) => {
                 format!("trainer was killed: it needs more memory than the {} that it may take", gibibytes(&task))
             }
-            // Where nothing counts that, the system may have been short of memory, or somebody killed it.
+            // Without a counter of OOM kills the cause is unknown.
             End::Killed(signal) => format!("trainer was killed by signal {signal}"),
         };
         Err(Broken::Failed(Status::Crash, reason))
