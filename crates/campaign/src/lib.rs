@@ -224,7 +224,15 @@ pub enum Clock {
     /// that steps where it is more. What other programs take is not counted. On a GPU it is wall time: there the
     /// processor waits.
     Processor,
+    /// Processor time outside of the kernel at the speed that the machine had when the search began: a fixed piece of work is
+    /// timed four times a second, so that neither other programs nor the machine's host move what a second is worth. It is
+    /// that of all threads over the number of threads, or eight tenths of what the thread that steps had, with the kernel's
+    /// part, where that is more. On a GPU it is wall time.
+    Work,
 }
+
+/// Most by which the speed of the machine lengthens or shortens a second of [`Clock::Work`], as a factor.
+pub const LARGEST_CORRECTION: f64 = 1.3;
 
 /// What ends training.
 #[derive(Debug, Clone, Copy, PartialEq)]

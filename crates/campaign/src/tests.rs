@@ -24,10 +24,10 @@ fn line(campaign: &str, from: &str) -> usize {
 #[test]
 fn a_campaign_without_a_clock_keeps_wall_time() {
     let campaign = Campaign::parse(NANO).unwrap();
-    assert_eq!(campaign.budget.clock, Clock::Processor);
+    assert_eq!(campaign.budget.clock, Clock::Work);
     let line = NANO.lines().find(|line| line.starts_with("clock = ")).unwrap();
     assert_eq!(Campaign::parse(&NANO.replace(line, "")).unwrap().budget.clock, Clock::Wall);
-    assert!(message(NANO, "clock = \"processor\"", "clock = \"sundial\"").contains("budget.clock"));
+    assert!(message(NANO, "clock = \"work\"", "clock = \"sundial\"").contains("budget.clock"));
 }
 
 #[test]

@@ -58,8 +58,8 @@ pub struct Task {
     pub errors: Option<PathBuf>,
     /// Time after which the group gets SIGTERM.
     pub limit: Duration,
-    /// Time of the processor after which it gets SIGTERM as well, that of all its threads and children.
-    pub processor: Option<Duration>,
+    /// Time of the processor after which it gets SIGTERM as well.
+    pub most: Option<Most>,
     /// Time between SIGTERM and SIGKILL.
     pub grace: Duration,
     /// How it is confined; not at all when absent.
@@ -96,7 +96,7 @@ impl Task {
             log,
             errors: None,
             limit,
-            processor: None,
+            most: None,
             grace,
             confined: None,
         }
@@ -130,7 +130,7 @@ impl Task {
 
     /// Whether it computed for longer than it may.
     pub fn exceeds(&self, used: &Usage) -> bool {
-        self.processor.is_some_and(|most| used.processor > most)
+        self.most.is_some_and(|most| most.is_exceeded(used))
     }
 
     /// Sets a variable.
@@ -138,6 +138,24 @@ impl Task {
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name.into(), value.as_ref().to_owned()));
         self
+    }
+}
+
+/// Most time of the processor, of all threads and children of a command.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Most {
+    /// All of it.
+    Processor(Duration),
+    /// That outside of the kernel.
+    User(Duration),
+}
+
+impl Most {
+    fn is_exceeded(self, used: &Usage) -> bool {
+        match self {
+            Self::Processor(most) => used.processor > most,
+            Self::User(most) => used.user > most,
+        }
     }
 }
 
@@ -339,7 +357,7 @@ impl Runner {
         signal(pid, Signal::KILL);
         let used = child.wait4().context("cannot wait for a child")?;
         let rusage = &used.rusage;
-        let usage = meter.end(rusage.utime + rusage.stime, rusage.maxrss);
+        let usage = meter.end(rusage.utime + rusage.stime, rusage.utime, rusage.maxrss);
         self.lifeline.hold(None)?;
         self.interrupts.unsubscribe(pid);
         sandbox::clean();

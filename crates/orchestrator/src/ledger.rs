@@ -96,6 +96,8 @@ pub struct State {
     pub trainers: BTreeMap<u64, String>,
     /// The first of them.
     pub first_built: Option<Built>,
+    /// How fast the machine was in the first run that says so: the measure for all others.
+    pub speed: Option<Speed>,
     /// Where the time went.
     pub time: Time,
     /// When the last record was written, UTC; empty after a stop.
@@ -227,7 +229,8 @@ impl State {
     }
 
     fn account(&mut self, event: &Event) {
-        let time = &mut self.time;
+        let (time, first) = (&mut self.time, &mut self.speed);
+        let mut speed = |run: &Trained| *first = first.or(run.processor.and_then(|used| used.speed));
         match event {
             Event::Proposed(proposed) => {
                 time.thinking += proposed.waited.unwrap_or_else(|| proposed.cost.map_or(0.0, |cost| cost.seconds));
@@ -238,14 +241,19 @@ impl State {
             }
             Event::ArmRun(run) => {
                 if let Some(measured) = run.measured() {
+                    speed(&measured.trained);
                     time.train(&measured.trained);
                     time.evaluating += measured.select.seconds + measured.report.seconds;
                 }
             }
-            Event::Trained(trained) => time.train(trained),
+            Event::Trained(trained) => {
+                speed(trained);
+                time.train(trained);
+            }
             Event::Floor(evaluation) | Event::Measured(evaluation) => time.evaluating += evaluation.seconds,
             Event::Reported(reported) => time.evaluating += reported.evaluation.seconds,
             Event::Replicated(replicate) => {
+                speed(&replicate.trained);
                 time.train(&replicate.trained);
                 time.evaluating += replicate.evaluation.seconds;
             }

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::error::Failure;
 use crate::journal;
 use crate::layout::{self, Layout};
-use crate::ledger::{Evaluation, Row, State, Time, Trained};
+use crate::ledger::{Evaluation, Row, State, Time};
 use crate::results::{self, Figures};
 use crate::search;
 use crate::secrets;
@@ -74,6 +74,9 @@ pub struct Others {
     pub mean: f64,
     /// The largest of a run.
     pub most: f64,
+    /// How long the fixed piece of work took in the fastest and in the slowest run, against the search's first; `None` where
+    /// the campaign's clock does not ask for it.
+    pub work: Option<[f64; 2]>,
 }
 
 impl Others {
@@ -81,9 +84,11 @@ impl Others {
         let rows = state.rows.iter().filter_map(|row| row.trained.as_ref());
         let arms = state.arm_runs.iter().filter_map(|run| run.measured()).map(|measured| &measured.trained);
         let again = state.replicates.iter().map(|replicate| &replicate.trained);
-        let shares = |run: &Trained| run.processor.map(|used| used.others);
-        let all: Vec<f64> = rows.chain(again).chain(arms).filter_map(shares).collect();
-        Some(Self { mean: all.iter().sum::<f64>() / all.len() as f64, most: all.into_iter().reduce(f64::max)? })
+        let used: Vec<_> = rows.chain(again).chain(arms).filter_map(|run| run.processor).collect();
+        let others = || used.iter().map(|used| used.others);
+        let work = || used.iter().filter_map(|used| Some(used.speed?.probe_s / state.speed?.probe_s));
+        let work = work().reduce(f64::min).zip(work().reduce(f64::max)).map(<[f64; 2]>::from);
+        Some(Self { mean: others().sum::<f64>() / used.len() as f64, most: others().reduce(f64::max)?, work })
     }
 }
 
@@ -158,6 +163,11 @@ impl<'a> Status<'a> {
         if let Some(others) = &self.others {
             let [mean, most] = [others.mean, others.most].map(|share| 100.0 * share);
             lines.push(format!("others took {mean:.0} % of the cores while it trained, {most:.0} % at most in a run"));
+            if let Some([least, most]) = others.work {
+                lines.push(format!(
+                    "the same work took {least:.2} to {most:.2} times the processor time of the first run"
+                ));
+            }
         }
         if let Some(sandbox) = self.sandbox {
             lines.push(format!("sandbox: {}", sandbox.summary()));

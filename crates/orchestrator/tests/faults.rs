@@ -389,12 +389,52 @@ fn what_starves_is_run_again_and_nothing_is_blamed_but_a_recipe_that_starves_alo
     assert!(row["reason"].as_str().unwrap().contains("the incumbent came to its end"), "{row}");
 }
 
+/// What the evaluator says of the machine's speed is in file `probe` beside the clone; the trainer says what a shell gives.
+fn with_probes(seconds: &str) -> (Repository, String) {
+    let (repository, file) = with_trainer("seconds = 0.1\nclock = \"work\"\nhard_limit_seconds = 60.0", seconds);
+    let bin = repository.dir.path().join("stand-ins/bin");
+    let trainer = fs::read_to_string(bin.join("trainer")).unwrap();
+    let said = trainer.replace(r#""processor_seconds":0"#, r#""processor_seconds":0,"probe_seconds":'$probe'"#);
+    assert_ne!(said, trainer);
+    fs::write(bin.join("trainer"), said).unwrap();
+    let evaluator = fs::read_to_string(bin.join("evaluator")).unwrap();
+    let probe = format!(
+        "for word; do [ \"$before\" = --out ] && out=$word; [ $word = --probe ] && probe=1; before=$word; done\n\
+         [ $probe ] && {{ cp {} \"$out\"; exit 0; }}\nwhile",
+        repository.dir.path().join("probe").display()
+    );
+    fs::write(bin.join("evaluator"), evaluator.replacen("while", &probe, 1)).unwrap();
+    (repository, file)
+}
+
+#[test]
+fn that_the_machine_was_slower_is_believed_where_it_is() {
+    let (repository, file) = with_probes("probe=0.0125; [ RATE = 4e-3 ] && probe=0.01");
+    let probe = repository.dir.path().join("probe");
+    let alone = |seconds: &str| fs::write(&probe, format!("{{\"probe_seconds\":{seconds}}}")).unwrap();
+    alone("0.02");
+    repository.run(&arguments("1"));
+
+    // A quarter slower in the run, and as fast as ever after it.
+    let row = tried(&repository, &file);
+    assert_eq!(row["status"], "timeout", "{row}");
+    let reason = row["reason"].as_str().unwrap();
+    assert!(reason.contains("25 % slower") && reason.contains("the incumbent came to its end"), "{reason}");
+
+    alone("0.024");
+    fs::write(&file, RECIPE.replace("4e-3", "8e-3")).unwrap();
+    let row = tried(&repository, &file);
+    assert_eq!(row["trained"]["processor"]["speed"]["alone_s"], 0.024, "{row}");
+    assert!(row["evaluation"].is_object(), "{row}");
+}
+
 #[test]
 fn what_a_run_says_of_itself_is_believed_within_reason() {
     for (figures, says) in [
         (r#""training_seconds":1e300,"num_steps":10,"tokens":1000"#, "trained for 1.000e300 s"),
         (r#""training_seconds":-1,"num_steps":10,"tokens":1000"#, "trained for -1.0 s"),
         (r#""training_seconds":1,"processor_seconds":1e9,"num_steps":10,"tokens":1000"#, "computed for"),
+        (r#""training_seconds":1,"probe_seconds":1e9,"num_steps":10,"tokens":1000"#, "its probes took"),
         (r#""training_seconds":1,"num_steps":1001,"tokens":1000"#, "did 1001 steps on 1000 tokens"),
         (
             r#""training_seconds":1,"num_steps":10,"tokens":18446744073709551615"#,

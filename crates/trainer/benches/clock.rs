@@ -16,14 +16,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use corpus::{Part, Writer, WriterOptions};
-use nix::sys::resource::{UsageWho, getrusage};
+use model::Probe;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
 use trainer::args::{Args, BudgetOverride, DeviceName};
-use trainer::clock::{Meter, Moment, Span};
+use trainer::clock::Span;
 use trainer::frame::Run;
 
 #[path = "../src/train.rs"]
@@ -33,7 +32,9 @@ const VOCABULARY: usize = 2048;
 /// First steps that are not looked at.
 const WARMUP: u64 = 10;
 /// How often the fixed piece of work is timed.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+/// Of so many probes the clock that probes seldom uses one.
+const SELDOM: u64 = 4;
 /// Bytes that a busy loop reads over and over: more than a core's own caches.
 const BUSY_BYTES: usize = 4 << 20;
 /// Shortest and longest time, in seconds, between two changes of a changing load.
@@ -96,20 +97,67 @@ impl std::fmt::Display for Load {
     }
 }
 
-/// The clocks, in the order of [`Readings`].
-const CLOCKS: [&str; 8] = [
-    "wall",
-    "processor, all threads",
-    "processor, own thread",
-    "processor, larger of both",
-    "work by the wall clock",
-    "work by the processor's",
-    "user, all threads",
-    "user, own thread",
-];
+/// Seconds that passed by every way to count them.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct Times {
+    wall: f64,
+    /// Processor time of all threads, over their number.
+    all: f64,
+    /// Processor time of the thread that steps.
+    own: f64,
+    /// Of `all`, what was spent outside of the kernel.
+    user: f64,
+}
 
-/// Length of a run by each clock, in seconds; of the last two in pieces of work.
-type Readings = [f64; CLOCKS.len()];
+impl Times {
+    fn larger(self) -> f64 {
+        self.all.max(self.own)
+    }
+}
+
+impl std::ops::AddAssign for Times {
+    fn add_assign(&mut self, other: Self) {
+        self.wall += other.wall;
+        self.all += other.all;
+        self.own += other.own;
+        self.user += other.user;
+    }
+}
+
+impl std::ops::Div<f64> for Times {
+    type Output = Self;
+
+    fn div(self, by: f64) -> Self {
+        Self { wall: self.wall / by, all: self.all / by, own: self.own / by, user: self.user / by }
+    }
+}
+
+/// What a run took.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct Readings {
+    /// The steps that count.
+    steps: Times,
+    /// A probe, on average.
+    probe: Times,
+    /// The same of every [`SELDOM`]th only.
+    seldom: Times,
+}
+
+/// A clock: its name and the length of a run by it, in seconds or in pieces of work.
+type Clock = (&'static str, fn(Readings) -> f64);
+
+const CLOCKS: [Clock; 10] = [
+    ("wall", |run| run.steps.wall),
+    ("processor, all threads", |run| run.steps.all),
+    ("processor, thread that steps", |run| run.steps.own),
+    ("processor, larger of both", |run| run.steps.larger()),
+    ("user, all threads", |run| run.steps.user),
+    ("work, wall", |run| run.steps.wall / run.probe.wall),
+    ("work, processor, all threads", |run| run.steps.all / run.probe.all),
+    ("work, processor, larger of both", |run| run.steps.larger() / run.probe.all),
+    ("work, user", |run| run.steps.user / run.probe.all),
+    ("work, processor, seldom", |run| run.steps.all / run.seldom.all),
+];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -139,7 +187,7 @@ fn compare(arguments: &Arguments, threads: usize) -> Result<()> {
             for &load in &arguments.loads {
                 let _others = Others::start(load, number)?;
                 let readings = run(folder.path(), spin, threads, arguments.steps)?;
-                println!("run {number} spin {spin} {load}: {}", readings.map(|r| format!("{r:.2}")).join(" "));
+                println!("run {number} spin {spin} {load}: {}", serde_json::to_string(&readings)?);
                 all.entry((spin, load)).or_default().push(readings);
             }
         }
@@ -147,14 +195,14 @@ fn compare(arguments: &Arguments, threads: usize) -> Result<()> {
     let counted = arguments.steps.saturating_sub(WARMUP) as f64;
     println!("\nms a step by the wall clock, mean (idle first), with {threads} threads:");
     for ((spin, load), runs) in &all {
-        let mean = runs.iter().map(|run| run[0]).sum::<f64>() / runs.len() as f64;
+        let mean = runs.iter().map(|run| run.steps.wall).sum::<f64>() / runs.len() as f64;
         println!("  spin {spin} {load}: {:.1}", 1000.0 * mean / counted);
     }
     println!("\nnats (slope {}): shift of the mean against idle, ± standard deviation of a run", arguments.slope);
     for spin in &arguments.spins {
-        for (clock, name) in CLOCKS.iter().enumerate() {
+        for (name, clock) in CLOCKS {
             let logs = |load| -> Option<Vec<f64>> {
-                Some(all.get(&(spin.as_str(), load))?.iter().map(|run| run[clock].ln()).collect())
+                Some(all.get(&(spin.as_str(), load))?.iter().map(|&run| clock(run).ln()).collect())
             };
             let idle = logs(Load::Idle).map(|logs| moments(&logs).0);
             let cells = arguments.loads.iter().filter_map(|&load| {
@@ -191,10 +239,11 @@ fn run(folder: &Path, spin: &str, threads: usize, steps: u64) -> Result<Readings
     Ok(serde_json::from_str(line)?)
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default)]
 struct Sums {
     readings: Readings,
     steps: u64,
+    probes: u64,
 }
 
 fn worker(folder: &Path, threads: usize, steps: u64) -> Result<()> {
@@ -205,86 +254,53 @@ fn worker(folder: &Path, threads: usize, steps: u64) -> Result<()> {
         seed: 0,
         device: DeviceName::Cpu,
         threads: Some(threads),
+        probe_seconds: None,
         budget: BudgetOverride { max_steps: Some(steps), ..BudgetOverride::default() },
     };
     let mut run = Run::start(&args, Instant::now())?;
     let sums = Arc::new(Mutex::new(Sums::default()));
     let shared = Arc::clone(&sums);
-    let processor = Meter::Processor { threads: u32::try_from(threads)? };
-    let piece = Piece::new();
-    piece.time();
-    let mut probe = piece.time();
+    let probe = Probe::new();
+    probe.time();
     let mut probed = Instant::now();
-    let mut user = user_times();
     run.observe(move |span| {
-        let now = user_times();
-        if probed.elapsed() >= PROBE_EVERY {
-            probe = piece.time();
-            probed = Instant::now();
-        }
+        let took = times(span, threads);
         let Ok(mut sums) = shared.lock() else { return };
         sums.steps += 1;
-        if sums.steps <= WARMUP {
-            user = user_times();
-            return;
+        if sums.steps > WARMUP {
+            sums.readings.steps += took;
         }
-        let seconds = |span: Span, meter| span.by(meter).as_secs_f64();
-        let step = [
-            span.wall.as_secs_f64(),
-            span.process.as_secs_f64() / threads as f64,
-            span.thread.as_secs_f64(),
-            seconds(span, processor),
-            span.wall.as_secs_f64() / probe.wall.as_secs_f64(),
-            seconds(span, processor) / seconds(probe, processor),
-            (now[0] - user[0]) / threads as f64,
-            now[1] - user[1],
-        ];
-        for (sum, value) in sums.readings.iter_mut().zip(step) {
-            *sum += value;
+        if probed.elapsed() >= PROBE_EVERY {
+            let wall = Instant::now();
+            let all = probe.time().as_secs_f64() / threads as f64;
+            let took = Times { wall: wall.elapsed().as_secs_f64(), all, ..Times::default() };
+            sums.readings.probe += took;
+            if sums.probes.is_multiple_of(SELDOM) {
+                sums.readings.seldom += took;
+            }
+            sums.probes += 1;
+            probed = Instant::now();
         }
-        user = user_times();
     });
     train::train(&mut run)?;
     let sums = sums.lock().map_err(|_| anyhow::anyhow!("the observer panicked"))?;
-    println!("{}", serde_json::to_string(&sums.readings)?);
+    let Sums { readings, probes, .. } = *sums;
+    ensure!(probes > 0, "the run is too short for a probe");
+    let readings = Readings {
+        probe: readings.probe / probes as f64,
+        seldom: readings.seldom / probes.div_ceil(SELDOM) as f64,
+        ..readings
+    };
+    println!("{}", serde_json::to_string(&readings)?);
     Ok(())
 }
 
-/// Seconds that all threads and this one spent outside of the kernel.
-fn user_times() -> [f64; 2] {
-    [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_THREAD].map(|who| {
-        let time = getrusage(who).map(|usage| usage.user_time());
-        time.map_or(0.0, |time| time.tv_sec() as f64 + 1e-6 * time.tv_usec() as f64)
-    })
-}
-
-/// A fixed piece of work of the trainer's own kind: products and what lies between them, in the sizes of `nano`.
-struct Piece {
-    x: Tensor,
-    up: Tensor,
-    down: Tensor,
-}
-
-impl Piece {
-    /// Products in a piece, half of them up and half down.
-    const ROUNDS: usize = 6;
-
-    fn new() -> Self {
-        let kind = model::ops::preferred_kind(Device::Cpu);
-        let tensor = |shape: [i64; 2]| Tensor::ones(shape, (kind, Device::Cpu)) * 0.05;
-        Self { x: tensor([1024, 256]), up: tensor([256, 512]), down: tensor([512, 256]) }
-    }
-
-    fn time(&self) -> Span {
-        let start = Moment::now();
-        let mut x = self.x.shallow_clone();
-        for _ in 0..Self::ROUNDS {
-            let inner = x.matmul(&self.up).silu();
-            let norm = inner.to_kind(Kind::Float).square().mean_dim([-1].as_slice(), true, Kind::Float);
-            x = (inner / (norm.to_kind(self.x.kind()) + 1e-6).sqrt()).matmul(&self.down) * 0.1 + &self.x;
-        }
-        std::hint::black_box(&x);
-        Moment::now().since(start)
+fn times(span: Span, threads: usize) -> Times {
+    Times {
+        wall: span.wall.as_secs_f64(),
+        all: span.process.as_secs_f64() / threads as f64,
+        own: span.thread.as_secs_f64(),
+        user: span.user.as_secs_f64() / threads as f64,
     }
 }
 

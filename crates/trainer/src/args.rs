@@ -41,6 +41,10 @@ pub struct Args {
     /// CPU threads; all cores when absent.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Seconds of the processor that a probe took when the search began, for `clock = "work"`; without it this run is the
+    /// measure. The summary of that run has it as `probe_seconds`.
+    #[arg(long, value_name = "S")]
+    pub probe_seconds: Option<f64>,
     /// Instead of the campaign's budget.
     #[command(flatten)]
     pub budget: BudgetOverride,

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::time::{ClockId, clock_gettime};
 
 /// What the seconds of a clock are.
@@ -18,7 +19,17 @@ pub enum Meter {
         /// Threads that training may use.
         threads: u32,
     },
+    /// Time of all threads outside of the kernel over so many threads; [`ALONE`] of the calling thread's processor time where
+    /// that is more. What the kernel does for a run, such as waking a core, depends on what else the machine does.
+    Work {
+        /// Threads that training may use.
+        threads: u32,
+    },
 }
+
+/// Share of its own processor time that a step costs at least, for [`Meter::Work`], so that leaving the other threads idle
+/// is no saving. A thread that shares the work spends little more than its part, so it does not bind there.
+const ALONE: f64 = 0.8;
 
 /// A moment by every clock there is.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +37,7 @@ pub struct Moment {
     wall: Instant,
     process: Duration,
     thread: Duration,
+    user: Duration,
 }
 
 impl Moment {
@@ -35,6 +47,7 @@ impl Moment {
             wall: Instant::now(),
             process: processor_time(ClockId::ProcessCPUTime),
             thread: processor_time(ClockId::ThreadCPUTime),
+            user: user_time(),
         }
     }
 
@@ -44,6 +57,7 @@ impl Moment {
             wall: self.wall.saturating_duration_since(earlier.wall),
             process: self.process.saturating_sub(earlier.process),
             thread: self.thread.saturating_sub(earlier.thread),
+            user: self.user.saturating_sub(earlier.user),
         }
     }
 }
@@ -57,6 +71,8 @@ pub struct Span {
     pub process: Duration,
     /// Processor time of the thread that asked.
     pub thread: Duration,
+    /// Of `process`, what was spent outside of the kernel.
+    pub user: Duration,
 }
 
 impl Span {
@@ -65,6 +81,7 @@ impl Span {
         match meter {
             Meter::Wall => self.wall,
             Meter::Processor { threads } => (self.process / threads.max(1)).max(self.thread),
+            Meter::Work { threads } => (self.user / threads.max(1)).max(self.thread.mul_f64(ALONE)),
         }
     }
 }
@@ -72,6 +89,15 @@ impl Span {
 fn processor_time(id: ClockId) -> Duration {
     let time = clock_gettime(id);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+/// That of all threads; zero where the system does not say.
+fn user_time() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).map(|usage| usage.user_time());
+    usage.map_or(Duration::ZERO, |time| {
+        let microseconds = u64::try_from(time.tv_usec()).unwrap_or_default();
+        Duration::from_secs(time.tv_sec().unsigned_abs()) + Duration::from_micros(microseconds)
+    })
 }
 
 /// What ends a run.
@@ -93,12 +119,14 @@ const WARMUP_SHARE: f64 = 0.25;
 pub struct Clock {
     budget: Budget,
     meter: Meter,
+    /// What a metered second counts.
+    rate: f64,
     uncounted_steps: u64,
     uncounted_left: Duration,
     counted: Duration,
     /// Counted and uncounted training time.
     trained: Duration,
-    /// Processor time of what is counted, all threads.
+    /// Processor time of what is counted, all threads; outside of the kernel for [`Meter::Work`].
     processor: Duration,
     step_started: Moment,
     steps: u64,
@@ -115,6 +143,7 @@ impl Clock {
         Self {
             budget,
             meter,
+            rate: 1.0,
             uncounted_steps,
             uncounted_left,
             counted: Duration::ZERO,
@@ -144,6 +173,11 @@ impl Clock {
         self.add(span);
     }
 
+    /// From now on a metered second counts for so many.
+    pub fn set_rate(&mut self, rate: f64) {
+        self.rate = rate;
+    }
+
     fn lap(&mut self) -> Span {
         let now = Moment::now();
         let span = now.since(self.step_started);
@@ -158,13 +192,16 @@ impl Clock {
     }
 
     fn add(&mut self, span: Span) {
-        let took = span.by(self.meter);
+        let took = span.by(self.meter).mul_f64(self.rate);
         self.trained += took;
         let free = if self.steps <= self.uncounted_steps { took.min(self.uncounted_left) } else { Duration::ZERO };
         self.uncounted_left -= free;
         self.counted += took - free;
         if free.is_zero() {
-            self.processor += span.process;
+            self.processor += match self.meter {
+                Meter::Wall | Meter::Processor { .. } => span.process,
+                Meter::Work { .. } => span.user,
+            };
         }
     }
 
@@ -189,7 +226,8 @@ impl Clock {
         self.trained.as_secs_f64()
     }
 
-    /// Seconds of the processor, all threads together, that the steps which count took.
+    /// Seconds of the processor, all threads together, that the steps which count took; outside of the kernel for
+    /// [`Meter::Work`].
     pub fn processor_seconds(&self) -> f64 {
         self.processor.as_secs_f64()
     }
@@ -210,8 +248,12 @@ mod tests {
     use super::*;
 
     /// A second in which two threads computed for 1.5.
-    const SECOND: Span =
-        Span { wall: Duration::from_secs(1), process: Duration::from_millis(1500), thread: Duration::from_millis(800) };
+    const SECOND: Span = Span {
+        wall: Duration::from_secs(1),
+        process: Duration::from_millis(1500),
+        thread: Duration::from_millis(800),
+        user: Duration::from_millis(1400),
+    };
 
     fn clock(budget: Budget) -> Clock {
         Clock::new(budget, Meter::Wall, 2)
@@ -263,6 +305,29 @@ mod tests {
     }
 
     #[test]
+    fn a_second_counts_for_what_it_is_worth() {
+        let mut clock = clock(Budget::Seconds(10.0));
+        clock.set_rate(0.5);
+        for _ in 0..4 {
+            clock.record(SECOND, 5);
+        }
+        assert_eq!((clock.counted_seconds(), clock.processor_seconds()), (1.0, 3.0), "the first two are free");
+    }
+
+    #[test]
+    fn who_steps_moves_nothing_where_work_is_shared() {
+        let two = Meter::Work { threads: 2 };
+        let shared = Span { thread: Duration::from_millis(820), ..SECOND };
+        assert_eq!((SECOND.by(two), shared.by(two)), (Duration::from_millis(700), Duration::from_millis(700)));
+        // Waking cores is work of the kernel.
+        let woken = Span { process: Duration::from_millis(1700), ..SECOND };
+        assert_eq!(woken.by(two), Duration::from_millis(700));
+        let second = Duration::from_secs(1);
+        let alone = Span { process: second, thread: second, user: second, ..SECOND };
+        assert_eq!(alone.by(two), Duration::from_millis(800));
+    }
+
+    #[test]
     fn work_takes_processor_time_of_its_thread_and_of_the_process() {
         let start = Moment::now();
         let mut sum = 0.0_f64;
@@ -271,5 +336,6 @@ mod tests {
         }
         let span = Moment::now().since(start);
         assert!(sum > 1.0 && span.thread > Duration::ZERO && span.process >= span.thread, "{span:?}");
+        assert!(user_time() > Duration::ZERO);
     }
 }

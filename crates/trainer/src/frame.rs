@@ -22,6 +22,7 @@ use crate::clock::{Budget, Clock, Meter, Span};
 use crate::dev::Dev;
 use crate::handover::{self, Origin};
 use crate::log::{Line, Log};
+use crate::speed::Speed;
 use crate::summary::{self, Summary};
 
 /// A loss above this is a run gone wrong (nats a token; a uniform guess over 10⁶ tokens is 13.8).
@@ -108,6 +109,8 @@ pub struct Run {
     dev: Dev,
     next_dev: f64,
     clock: Clock,
+    /// For a budget in seconds of [`campaign::Clock::Work`].
+    speed: Option<Speed>,
     observer: Option<Observer>,
     log: Log,
     bar: ProgressBar,
@@ -166,6 +169,12 @@ impl Run {
         let log = Log::create(&args.out.join("train.tsv"))?;
         let budget = budget(args, &campaign);
         let meter = meter(&campaign, device, threads)?;
+        let by_work = matches!((meter, budget), (Meter::Work { .. }, Budget::Seconds(_)));
+        let speed = by_work.then(|| Speed::new(args.probe_seconds));
+        let mut clock = Clock::new(budget, meter, campaign.budget.warmup_steps);
+        if let Some(speed) = &speed {
+            clock.set_rate(speed.rate());
+        }
         println!(
             "{} weights in {} blocks on {device:?} with {threads} threads, seed {}, budget {budget:?}",
             parameters(&config),
@@ -173,7 +182,8 @@ impl Run {
             args.seed
         );
         Ok(Self {
-            clock: Clock::new(budget, meter, campaign.budget.warmup_steps),
+            clock,
+            speed,
             next_dev: 1.0 / f64::from(campaign.evaluation.dev_evals),
             campaign,
             config,
@@ -263,6 +273,10 @@ impl Run {
         let span = self.clock.step_done(tokens);
         if let Some(observer) = &mut self.observer {
             observer(span);
+            self.clock.resume();
+        }
+        if let Some(rate) = self.speed.as_mut().and_then(|speed| speed.after(self.clock.counted_seconds())) {
+            self.clock.set_rate(rate);
             self.clock.resume();
         }
         let line = Line {
@@ -371,6 +385,7 @@ impl Run {
             },
             training_seconds: self.clock.counted_seconds(),
             processor_seconds: self.clock.processor_seconds(),
+            probe_seconds: self.speed.as_ref().map(Speed::mean),
             total_seconds: self.process_started.elapsed().as_secs_f64(),
             num_steps: self.clock.steps(),
             tokens: self.clock.tokens(),
@@ -398,10 +413,10 @@ impl Run {
 
 /// What counts. Where the device computes, the processor's time says nothing of it.
 fn meter(campaign: &Campaign, device: Device, threads: usize) -> Result<Meter> {
+    let threads = u32::try_from(threads).context("--threads is too large")?;
     Ok(match (campaign.budget.clock, device) {
-        (campaign::Clock::Processor, Device::Cpu) => {
-            Meter::Processor { threads: u32::try_from(threads).context("--threads is too large")? }
-        }
+        (campaign::Clock::Processor, Device::Cpu) => Meter::Processor { threads },
+        (campaign::Clock::Work, Device::Cpu) => Meter::Work { threads },
         _ => Meter::Wall,
     })
 }

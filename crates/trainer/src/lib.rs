@@ -12,4 +12,5 @@ pub mod dev;
 pub mod frame;
 pub mod handover;
 pub mod log;
+pub mod speed;
 pub mod summary;

@@ -17,6 +17,9 @@ pub struct Summary {
     pub training_seconds: f64,
     /// Seconds of the processor, all threads together, in the steps that counted.
     pub processor_seconds: f64,
+    /// Seconds of the processor that a probe of the machine's speed took on average, where the campaign's clock needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe_seconds: Option<f64>,
     /// Seconds since the start of the process.
     pub total_seconds: f64,
     /// Optimizer steps.

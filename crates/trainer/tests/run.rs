@@ -69,6 +69,28 @@ fn a_budget_of_processor_time_counts_that() {
 }
 
 #[test]
+fn a_budget_of_work_counts_seconds_at_the_speed_of_the_searchs_begin() {
+    let fixture = Fixture::scratch();
+    let file = fixture.path("campaign.toml");
+    let campaign = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, campaign.replace("seconds = 2.0\n", "seconds = 0.6\nclock = \"work\"\n")).unwrap();
+    let run = |out: &str, flags: &[&str]| {
+        fixture.train(out, flags);
+        let summary = summary(&fixture.path(out));
+        let value = |key: &str| summary[key].as_f64().unwrap();
+        // With one thread, seconds of the processor in a second that counts.
+        (value("processor_seconds") / value("training_seconds"), value("probe_seconds"))
+    };
+    let (plain, probe) = run("first", &[]);
+    assert!((plain - 1.0).abs() < 0.05, "the first run is the measure: {plain}");
+    // Far faster and far slower than any machine is by itself: the correction is at its limits.
+    let (slow, _) = run("slow", &["--probe-seconds", &(probe / 9.0).to_string()]);
+    let (fast, _) = run("fast", &["--probe-seconds", &(probe * 9.0).to_string()]);
+    assert!((slow / plain / 1.3 - 1.0).abs() < 0.05, "{slow} {plain}");
+    assert!((fast / plain * 1.3 - 1.0).abs() < 0.05, "{fast} {plain}");
+}
+
+#[test]
 fn equal_seeds_make_equal_artifacts() {
     let fixture = Fixture::scratch();
     let bytes = |out: &str, seed: &str| {

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use artifact::{Artifact, ArtifactError, ModelConfig};
@@ -19,13 +19,15 @@ use evaluator::prepared::Prepared;
 use evaluator::quantized::{Quantized, weights};
 use evaluator::report::{Report, write_json};
 use indicatif::{ProgressBar, ProgressStyle};
-use model::{Decoder, Dense, Weights};
+use model::{Decoder, Dense, Probe, Weights};
 use tch::{Cuda, Device, Kind};
 
 /// Exit code of an artifact that breaks a limit of the campaign or is malformed.
 const INVALID: u8 = 4;
 /// Exit code when nothing could be measured, whatever the artifact is.
 const FAILED: u8 = 1;
+/// Times that the piece of work is timed: most of a second.
+const PROBES: u32 = 100;
 
 /// Measures an artifact on a part of the text, from its stored codes and scales alone.
 ///
@@ -33,7 +35,7 @@ const FAILED: u8 = 1;
 ///          --artifact artifact.ternary --part select --out eval.json
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment)]
-#[command(group = ArgGroup::new("what").required(true).args(["artifact", "base"]))]
+#[command(group = ArgGroup::new("what").required(true).args(["artifact", "base", "probe"]))]
 struct Args {
     /// The campaign's file: model, window, precision, limits.
     #[arg(long)]
@@ -47,6 +49,9 @@ struct Args {
     /// Measure the full-precision parent instead: the floor.
     #[arg(long)]
     base: bool,
+    /// Time a fixed piece of work instead, which the budget's clock is checked by; it reads nothing.
+    #[arg(long)]
+    probe: bool,
     /// The part of the text; `report` is for final figures only.
     #[arg(long)]
     part: EvaluationPart,
@@ -82,6 +87,8 @@ enum DeviceChoice {
 enum Outcome {
     Measured(Box<Report>),
     Invalid(String),
+    /// Seconds of the processor, all threads together, that the piece of work took on average.
+    Probed(f64),
 }
 
 fn main() -> ExitCode {
@@ -92,6 +99,10 @@ fn main() -> ExitCode {
     ExitCode::from(match outcome {
         Ok(Ok(Outcome::Measured(report))) => {
             print!("{}", report.summary());
+            0
+        }
+        Ok(Ok(Outcome::Probed(seconds))) => {
+            println!("{:.3} ms of the processor for the piece of work", 1000.0 * seconds);
             0
         }
         Ok(Ok(Outcome::Invalid(reason))) => {
@@ -113,14 +124,21 @@ fn run(args: &Args) -> Result<Outcome> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(i32::from(threads.max(1)));
     }
-    let outcome = measure(args)?;
+    let outcome = if args.probe { Outcome::Probed(probe()) } else { measure(args)? };
     match &outcome {
         Outcome::Measured(report) => write_json(&args.out, report)?,
         Outcome::Invalid(reason) => {
             write_json(&args.out, &serde_json::json!({ "invalid": reason }))?;
         }
+        Outcome::Probed(seconds) => write_json(&args.out, &serde_json::json!({ "probe_seconds": seconds }))?,
     }
     Ok(outcome)
+}
+
+fn probe() -> f64 {
+    let probe = Probe::new();
+    let total: Duration = (0..PROBES).map(|_| probe.time()).sum();
+    (total / PROBES).as_secs_f64()
 }
 
 fn measure(args: &Args) -> Result<Outcome> {

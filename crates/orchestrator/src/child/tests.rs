@@ -175,7 +175,7 @@ fn children_die_with_a_killed_orchestrator() {
 fn processor_time_is_limited_for_the_whole_tree() {
     let (dir, runner) = runner();
     let mut task = shell(dir.path(), "sh -c 'while :; do :; done' & wait");
-    task.processor = Some(Duration::from_millis(300));
+    task.most = Some(Most::Processor(Duration::from_millis(300)));
     let finished = runner.run(&task, |_| {}).unwrap();
     assert_eq!(finished.end, End::TimedOut);
     assert!(task.exceeds(&finished.usage), "{:?}", finished.usage);

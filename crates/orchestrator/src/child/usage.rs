@@ -23,6 +23,8 @@ const OWN_CGROUP: &str = "ternary-autoresearch-";
 pub struct Usage {
     /// Time of the processor, of all threads and processes.
     pub processor: Duration,
+    /// What of that was outside of the kernel.
+    pub user: Duration,
     /// Time in which a thread was ready to compute and others did.
     pub delayed: Duration,
     /// Peak of resident bytes.
@@ -41,8 +43,8 @@ pub(super) struct Meter {
     /// Busy time of the cores at the start.
     busy: Option<Duration>,
     cgroups: Vec<PathBuf>,
-    /// By process, with its start: one of the same number is another. What it used itself, in ticks.
-    processes: BTreeMap<(i32, u64), u64>,
+    /// By process, with its start: one of the same number is another. What it used itself.
+    processes: BTreeMap<(i32, u64), Ticks>,
     /// By thread: nanoseconds that it waited for a core.
     delays: BTreeMap<i32, u64>,
     usage: Usage,
@@ -66,13 +68,13 @@ impl Meter {
         if self.cgroups.is_empty() {
             self.cgroups = cgroups(self.leader);
         }
-        let (mut waited_for, mut memory) = (0, 0);
+        let (mut ticks, mut memory) = (Ticks::default(), 0);
         let mut unread = vec![self.leader.as_raw_nonzero().get()];
         while let Some(pid) = unread.pop() {
             let folder = PathBuf::from(format!("/proc/{pid}"));
             let Some(process) = Process::read(&folder) else { continue };
             self.processes.insert((pid, process.started), process.own);
-            waited_for += process.waited_for;
+            ticks += process.waited_for;
             memory += process.memory;
             for thread in entries(&folder.join("task")) {
                 let Some(id) = thread.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
@@ -82,18 +84,20 @@ impl Meter {
                 unread.extend(fields(&thread.join("children")).into_iter().filter_map(|pid| i32::try_from(pid).ok()));
             }
         }
-        let ticks = self.processes.values().sum::<u64>() + waited_for;
-        self.usage.processor = self.usage.processor.max(from_ticks(ticks));
+        for &own in self.processes.values() {
+            ticks += own;
+        }
+        self.usage.compute(from_ticks(ticks.user + ticks.system), from_ticks(ticks.user));
         self.usage.delayed = self.usage.delayed.max(Duration::from_nanos(self.delays.values().sum()));
         self.usage.memory = self.usage.memory.max(memory);
         self.read_cgroups();
         self.usage
     }
 
-    /// What it used altogether, when it is over: `processor` and `memory` come from the system, too.
-    pub(super) fn end(mut self, processor: Duration, memory: u64) -> Usage {
+    /// What it used altogether, when it is over: `processor`, `user` and `memory` come from the system, too.
+    pub(super) fn end(mut self, processor: Duration, user: Duration, memory: u64) -> Usage {
         self.read_cgroups();
-        self.usage.processor = self.usage.processor.max(processor);
+        self.usage.compute(processor, user);
         self.usage.memory = self.usage.memory.max(memory);
         let time = self.started.elapsed().as_secs_f64() * cores();
         if let (Some(before), Some(after)) = (self.busy, busy()) {
@@ -106,12 +110,13 @@ impl Meter {
     fn read_cgroups(&mut self) {
         for folder in &self.cgroups {
             let number = |file: &str| fields(&folder.join(file)).first().copied();
-            let in_version_2 = fs::read_to_string(folder.join("cpu.stat"))
-                .ok()
-                .and_then(|text| text.lines().find_map(|line| line.strip_prefix("usage_usec "))?.trim().parse().ok());
-            let processor =
-                in_version_2.map(Duration::from_micros).or(number("cpuacct.usage").map(Duration::from_nanos));
-            self.usage.processor = self.usage.processor.max(processor.unwrap_or_default());
+            let stat = fs::read_to_string(folder.join("cpu.stat")).unwrap_or_default();
+            let time = |in_version_2: &str, in_version_1: &str| {
+                let line = stat.lines().find_map(|line| line.strip_prefix(in_version_2)?.trim().parse().ok());
+                let time = line.map(Duration::from_micros).or(number(in_version_1).map(Duration::from_nanos));
+                time.unwrap_or_default()
+            };
+            self.usage.compute(time("usage_usec ", "cpuacct.usage"), time("user_usec ", "cpuacct.usage_user"));
             let memory = number("memory.peak").or(number("memory.max_usage_in_bytes"));
             self.usage.memory = self.usage.memory.max(memory.unwrap_or_default());
             let killed = ["memory.events", "memory.oom_control"].iter().find_map(|file| {
@@ -123,13 +128,35 @@ impl Meter {
     }
 }
 
+impl Usage {
+    /// What one of the ways to count says; the largest counts.
+    fn compute(&mut self, processor: Duration, user: Duration) {
+        self.processor = self.processor.max(processor);
+        self.user = self.user.max(user);
+    }
+}
+
+/// Time of the processor.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ticks {
+    user: u64,
+    system: u64,
+}
+
+impl std::ops::AddAssign for Ticks {
+    fn add_assign(&mut self, other: Self) {
+        self.user += other.user;
+        self.system += other.system;
+    }
+}
+
 /// A line of `/proc/PID/stat`, and what it holds in memory.
 struct Process {
     started: u64,
-    /// Ticks that it computed itself.
-    own: u64,
-    /// Ticks of children that it waited for.
-    waited_for: u64,
+    /// What it computed itself.
+    own: Ticks,
+    /// What children did that it waited for.
+    waited_for: Ticks,
     memory: u64,
 }
 
@@ -148,8 +175,8 @@ impl Process {
         });
         Some(Self {
             started: field(22)?,
-            own: field(14)? + field(15)?,
-            waited_for: field(16)? + field(17)?,
+            own: Ticks { user: field(14)?, system: field(15)? },
+            waited_for: Ticks { user: field(16)?, system: field(17)? },
             memory: kibibytes.sum::<u64>() * 1024,
         })
     }

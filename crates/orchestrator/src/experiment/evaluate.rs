@@ -1,6 +1,6 @@
 //! Runs the pinned evaluator: on an experiment's artifact, or on the full-precision parent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -126,11 +126,7 @@ impl Search<'_> {
         if out.exists() {
             std::fs::remove_file(&out).with_context(|| format!("cannot replace {}", out.display()))?;
         }
-        let mut task = Task::new(self.layout.evaluator(), &folder, log.clone(), LIMIT, GRACE)
-            .flag("--campaign", self.layout.campaign_copy())
-            .flag("--data", &self.data)
-            .flag("--part", part_name)
-            .flag("--out", &out);
+        let mut task = self.evaluator(&folder, &log, part_name, &out);
         task = match subject {
             Subject::Run(run) => task.flag("--artifact", self.layout.artifact(run)),
             Subject::Base => task.arg("--base"),
@@ -176,6 +172,41 @@ impl Search<'_> {
             End::Overflowed => "wrote more than it may".into(),
         };
         Ok(Err(broke))
+    }
+
+    fn evaluator(&self, folder: &Path, log: &Path, part: &str, out: &Path) -> Task {
+        Task::new(self.layout.evaluator(), folder, log.to_owned(), LIMIT, GRACE)
+            .flag("--campaign", self.layout.campaign_copy())
+            .flag("--data", &self.data)
+            .flag("--part", part)
+            .flag("--out", out)
+    }
+
+    /// Seconds of the processor that the evaluator's fixed piece of work takes now: how fast the machine is, measured out of
+    /// any recipe's reach.
+    pub(super) fn probe(&self) -> Result<f64, Broken> {
+        #[derive(Deserialize)]
+        struct Probed {
+            probe_seconds: f64,
+        }
+        self.check_pins()?;
+        let folder = self.layout.run().join("speed");
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let (out, log) = (folder.join("probe.json"), folder.join("probe.log"));
+        let confined = self.sandboxed().then(|| self.confine_evaluation(None, &folder)).transpose()?;
+        let task = self.evaluator(&folder, &log, "dev", &out).arg("--probe");
+        let task = self.spinning(self.machine(task)).env("TMPDIR", &folder).confined(confined);
+        let finished = self.runner.run(&task, |_| {})?;
+        if matches!(finished.end, End::Interrupted) {
+            return Err(Broken::Interrupted("timing the machine"));
+        }
+        let read = || -> anyhow::Result<f64> {
+            anyhow::ensure!(matches!(finished.end, End::Exited(0)), "it ended with {:?}", finished.end);
+            let probed: Probed = serde_json::from_slice(&files::read_regular(&out, files::LARGEST_TEXT)?)?;
+            anyhow::ensure!(probed.probe_seconds > 0.0, "it took {} s", probed.probe_seconds);
+            Ok(probed.probe_seconds)
+        };
+        Ok(read().with_context(|| format!("the evaluator cannot time this machine: {}", child::last_lines(&log, 2)))?)
     }
 
     /// Where a measurement is written down.

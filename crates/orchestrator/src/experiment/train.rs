@@ -6,16 +6,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use campaign::Clock;
+use campaign::{Clock, LARGEST_CORRECTION};
 use serde::Deserialize;
 
 use super::confine::{enforced, unconfined};
 use super::{Broken, Trainer, handed_over};
-use crate::child::{self, End, Finished, Task};
+use crate::child::{self, End, Finished, Most, Task, Usage};
 use crate::error::Failure;
 use crate::files;
 use crate::layout::Run;
-use crate::ledger::{Processor, Proposed, Status, Trained};
+use crate::ledger::{Processor, Proposed, Speed, Status, Trained};
 use crate::results::figure;
 use crate::search::Search;
 
@@ -33,6 +33,8 @@ struct Summary {
     training_seconds: f64,
     #[serde(default)]
     processor_seconds: Option<f64>,
+    #[serde(default)]
+    probe_seconds: Option<f64>,
     num_steps: u64,
     tokens: u64,
 }
@@ -40,7 +42,7 @@ struct Summary {
 /// How a training run came out.
 enum Outcome {
     Trained(Trained),
-    /// Others had the processor that it needed.
+    /// Others had the processor that it needed, or the machine was not as the run says.
     Starved(String),
 }
 
@@ -100,8 +102,10 @@ impl Search<'_> {
         let log = folder.join("run.log");
         let out = self.layout.out(run);
         let budget = &self.campaign.budget;
-        let fair = if max_steps.is_none() { self.fair() } else { Fair::Unknown };
-        let seconds = match fair {
+        let fair = |slower| if max_steps.is_none() { self.fair(slower) } else { Fair::Unknown };
+        // By how much the machine was slower, its end shows.
+        let longest = fair(if self.reference().is_some() { LARGEST_CORRECTION } else { 1.0 });
+        let seconds = match longest {
             Fair::Wall(seconds) => seconds.min(budget.hard_limit_seconds),
             Fair::Processor(_) | Fair::Unknown => budget.hard_limit_seconds,
         };
@@ -110,8 +114,9 @@ impl Search<'_> {
         let confined = self.sandboxed().then(|| self.confine_training(run, &trainer.path)).transpose()?;
         let task = Task::new(&trainer.path, &folder, log.clone(), limit, grace).confined(confined.clone());
         let mut task = self.arguments(task, run, proposed);
-        if let Fair::Processor(seconds) = fair {
-            task.processor = Some(Duration::try_from_secs_f64(seconds).context("budget.seconds")?);
+        if let Fair::Processor(seconds) = longest {
+            let seconds = Duration::try_from_secs_f64(seconds).context("budget.seconds")?;
+            task.most = Some(if self.by_work() { Most::User(seconds) } else { Most::Processor(seconds) });
         }
         let task = match max_steps {
             Some(steps) => task.flag("--max-steps", steps.to_string()),
@@ -137,22 +142,24 @@ impl Search<'_> {
         drop(bar);
         let usage = finished.usage;
         let said = || child::last_lines(&log, 1);
+        let computed = self.computed(&usage);
+        let over = |most: f64| {
+            let reason = format!(
+                "computed for {computed:.0} s, all cores together, and what trains no longer than its budget needs \
+                 {most:.0} s at most: training was over its budget"
+            );
+            Broken::Failed(Status::Timeout, reason)
+        };
         let reason = match finished.end {
             End::Interrupted => return Err(Broken::Interrupted("training")),
             End::TimedOut | End::Exited(0) if task.exceeds(&usage) => {
-                let reason = format!(
-                    "computed for {:.0} s, all cores together, and what trains no longer than its budget needs {:.0} s \
-                     at most: training was over its budget",
-                    usage.processor.as_secs_f64(),
-                    task.processor.unwrap_or_default().as_secs_f64()
-                );
-                return Err(Broken::Failed(Status::Timeout, reason));
+                return Err(over(longest.seconds()));
             }
             End::TimedOut => {
                 if let Some(how) = self.starved(&finished) {
                     return Ok(Outcome::Starved(how));
                 }
-                let reason = match fair {
+                let reason = match longest {
                     Fair::Wall(fair) if fair <= seconds => format!(
                         "stopped after {seconds:.0} s: with what the baseline takes besides, training was over its \
                          budget"
@@ -179,6 +186,16 @@ impl Search<'_> {
                     if let Some(reason) = self.implausible(&summary, wall_s, max_steps) {
                         return Err(Broken::Failed(Status::Invalid, reason));
                     }
+                    let slower = self.slower(&summary);
+                    if let Fair::Processor(most) = fair(slower.max(1.0))
+                        && computed > most
+                    {
+                        return Err(over(most));
+                    }
+                    let speed = match self.speed(&summary, slower)? {
+                        Ok(speed) => speed,
+                        Err(how) => return Ok(Outcome::Starved(how)),
+                    };
                     return Ok(Outcome::Trained(Trained {
                         experiment: proposed.experiment,
                         train_s: summary.training_seconds,
@@ -188,9 +205,10 @@ impl Search<'_> {
                         memory: usage.memory,
                         sandbox: confined.as_ref().and_then(enforced),
                         processor: Some(Processor {
-                            seconds: usage.processor.as_secs_f64(),
+                            seconds: computed,
                             counted: summary.processor_seconds,
                             others: usage.others,
+                            speed,
                         }),
                     }));
                 }
@@ -233,11 +251,33 @@ impl Search<'_> {
             .flag("--out", &out)
             .flag("--seed", proposed.seed.to_string())
             .env("TMPDIR", &out);
-        let task = match self.campaign.budget.clock {
-            Clock::Wall => task,
-            Clock::Processor => task.env("GOMP_SPINCOUNT", SPINS),
+        let task = match self.reference() {
+            Some(speed) => task.flag("--probe-seconds", speed.probe_s.to_string()),
+            None => task,
         };
-        self.machine(task)
+        self.machine(self.spinning(task))
+    }
+
+    /// Sets how long its threads wait awake.
+    pub(super) fn spinning(&self, task: Task) -> Task {
+        match self.campaign.budget.clock {
+            Clock::Wall => task,
+            Clock::Processor | Clock::Work => task.env("GOMP_SPINCOUNT", SPINS),
+        }
+    }
+
+    /// How fast the machine was when the search began, where its clock counts by that.
+    fn reference(&self) -> Option<Speed> {
+        self.state.speed.filter(|_| self.by_work())
+    }
+
+    fn by_work(&self) -> bool {
+        self.campaign.budget.clock == Clock::Work
+    }
+
+    /// Seconds of the processor that the campaign's clock is held against.
+    fn computed(&self, usage: &Usage) -> f64 {
+        if self.by_work() { usage.user.as_secs_f64() } else { usage.processor.as_secs_f64() }
     }
 
     /// A few steps, start and export included, of a recipe that a language model wrote: what panics, diverges at once or
@@ -282,6 +322,12 @@ const FAIR_SECONDS: f64 = 3.0;
 const FAIR_WALL: f64 = 1.05;
 /// Share of the cores' time that others must have taken where a run is said to have starved.
 const STARVED_OTHERS: f64 = 0.25;
+/// Factor by which a run may say that the machine was slower without proof, and beyond what the evaluator finds after it.
+const UNPROVED_SLOWNESS: f64 = 1.03;
+const BELIEVED_SLOWNESS: f64 = 1.08;
+/// Seconds that a probe can take on any machine.
+const SHORTEST_PROBE: f64 = 1e-6;
+const LONGEST_PROBE: f64 = 60.0;
 /// What a run may say beyond our own wall clock: seconds.
 const BELIEVED_SECONDS: f64 = 3.0;
 /// What it may say of tokens: times the budget's; times the baseline's in the same time; and, without a baseline, a second.
@@ -292,7 +338,8 @@ const BELIEVED_RATE: f64 = 1e9;
 /// What shows that a run trained for longer than its budget.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fair {
-    /// More seconds of the processor than this, as the kernel counts them.
+    /// More seconds of the processor than this, as the kernel counts them; outside of the kernel, where the campaign's clock
+    /// does so.
     Processor(f64),
     /// More seconds of wall time than this.
     Wall(f64),
@@ -300,12 +347,23 @@ enum Fair {
     Unknown,
 }
 
+impl Fair {
+    fn seconds(self) -> f64 {
+        match self {
+            Self::Processor(seconds) | Self::Wall(seconds) => seconds,
+            Self::Unknown => f64::INFINITY,
+        }
+    }
+}
+
 impl Search<'_> {
     /// What a run may use when it trains no longer than it may. What it says of itself comes from the process that the
     /// recipe runs in, so this is by the kernel's count. Start, dev evaluation and export take what they took the
     /// baseline, about. Where a GPU computes, or the baseline is from before processor time was written down, it is wall
     /// time.
-    fn fair(&self) -> Fair {
+    ///
+    /// On a machine that was `slower` by a factor, training takes so much more.
+    fn fair(&self, slower: f64) -> Fair {
         let (Some(budget), Some(baseline)) = (self.campaign.budget.seconds, self.state.baseline()) else {
             return Fair::Unknown;
         };
@@ -317,7 +375,7 @@ impl Search<'_> {
         match rest.reduce(f64::max).filter(|_| on_processor) {
             Some(rest) => {
                 let cores = self.threads() as f64;
-                Fair::Processor(budget * cores * FAIR_BUDGET + rest.max(0.0) * FAIR_REST + FAIR_SECONDS)
+                Fair::Processor(budget * slower * cores * FAIR_BUDGET + rest.max(0.0) * FAIR_REST + FAIR_SECONDS)
             }
             None => {
                 let rest = runs.iter().map(|run| run.wall_s - run.train_s).fold(0.0, f64::max);
@@ -331,7 +389,7 @@ impl Search<'_> {
     /// starve.
     fn starved(&self, finished: &Finished) -> Option<String> {
         let (usage, wall) = (&finished.usage, finished.elapsed.as_secs_f64());
-        let needs = match self.fair() {
+        let needs = match self.fair(1.0) {
             Fair::Processor(seconds) => seconds.min(wall / 2.0),
             Fair::Wall(_) | Fair::Unknown => wall / 2.0,
         };
@@ -345,13 +403,49 @@ impl Search<'_> {
         })
     }
 
+    /// By which factor a run says that the machine was slower than when the search began, as far as its clock counts it.
+    fn slower(&self, summary: &Summary) -> f64 {
+        let factor = |speed: Speed| Some(summary.probe_seconds? / speed.probe_s);
+        let factor = self.reference().and_then(factor).unwrap_or(1.0);
+        factor.clamp(1.0 / LARGEST_CORRECTION, LARGEST_CORRECTION)
+    }
+
+    /// How fast the machine was in a run; `Err` with how, where the run says that it was slower than it is right after.
+    /// The run's probes are in the process of the recipe, which could slow them to train for longer.
+    fn speed(&self, summary: &Summary, slower: f64) -> Result<Result<Option<Speed>, String>, Broken> {
+        let Some(probe_s) = summary.probe_seconds.filter(|_| self.by_work()) else { return Ok(Ok(None)) };
+        let reference = self.reference();
+        if reference.is_some() && slower <= UNPROVED_SLOWNESS {
+            return Ok(Ok(Some(Speed { probe_s, alone_s: None })));
+        }
+        let alone_s = self.probe()?;
+        let proved = match reference.and_then(|speed| speed.alone_s) {
+            Some(before) => alone_s / before,
+            None => slower,
+        };
+        if slower > proved * BELIEVED_SLOWNESS {
+            let percent = |factor: f64| 100.0 * (factor - 1.0);
+            return Ok(Err(format!(
+                "says that the machine was {:.0} % slower than when the search began, and right after it is {:.0} %",
+                percent(slower),
+                percent(proved)
+            )));
+        }
+        Ok(Ok(Some(Speed { probe_s, alone_s: Some(alone_s) })))
+    }
+
     /// Why figures that a run says of itself cannot be: they are held against our own clock, the budget, and what the
     /// baseline does in the same time.
     fn implausible(&self, summary: &Summary, wall: f64, max_steps: Option<u64>) -> Option<String> {
-        let Summary { training_seconds: seconds, processor_seconds, num_steps: steps, tokens, .. } = *summary;
+        let Summary { training_seconds: seconds, processor_seconds, probe_seconds, num_steps: steps, tokens, .. } =
+            *summary;
+        if probe_seconds.is_some_and(|seconds| !(SHORTEST_PROBE..=LONGEST_PROBE).contains(&seconds)) {
+            return Some(format!("says that its probes took {} s each", figure(probe_seconds.unwrap_or_default(), 9)));
+        }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as f64;
         // With more threads than it is given, processor time runs faster than the wall's.
-        let most_seconds = (wall + BELIEVED_SECONDS) * (cores / self.threads() as f64).max(1.0);
+        let faster = if self.reference().is_some() { LARGEST_CORRECTION } else { 1.0 };
+        let most_seconds = (wall + BELIEVED_SECONDS) * (cores / self.threads() as f64).max(1.0) * faster;
         if !(0.0..=most_seconds).contains(&seconds) {
             return Some(format!("says that it trained for {} s, and ran for {wall:.1} s", figure(seconds, 1)));
         }

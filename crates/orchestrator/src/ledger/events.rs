@@ -193,12 +193,26 @@ pub struct Trained {
 /// What a training run had of the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Processor {
-    /// Seconds of all its threads and processes, from the system.
+    /// Seconds of all its threads and processes, from the system; outside of the kernel for a clock that counts so.
     pub seconds: f64,
     /// Those in steps that counted, as the frame says.
     pub counted: Option<f64>,
     /// Share of the cores' time that others took meanwhile.
     pub others: f64,
+    /// How fast the machine was, where the campaign's clock asks for it.
+    #[serde(default)]
+    pub speed: Option<Speed>,
+}
+
+/// How fast the machine was: seconds of the processor, all threads together, for the evaluator's and the trainer's fixed
+/// piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Within the run, on average, as the frame says.
+    pub probe_s: f64,
+    /// Right after it, by the evaluator; `None` where the run claims nothing that needs it.
+    #[serde(default)]
+    pub alone_s: Option<f64>,
 }
 
 /// What the evaluator measured.
