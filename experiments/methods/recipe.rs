@@ -7,7 +7,7 @@
 //! gone by then.
 
 use anyhow::{Result, ensure};
-use artifact::{Grouping, ProjectionKind};
+use formats::artifact::{Grouping, ProjectionKind};
 use model::{Calibration, Decoder, Frozen, Linears, Taps, Weights};
 use tch::{Kind, Reduction, Tensor};
 use ternary::adapter::LoraWeight;

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use artifact::ModelConfig;
-use campaign::Source;
+use formats::artifact::ModelConfig;
+use formats::campaign::Source;
 use safetensors::View;
 use serde_json::json;
 

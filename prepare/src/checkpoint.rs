@@ -12,7 +12,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use artifact::ModelConfig;
+use formats::artifact::ModelConfig;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, View};

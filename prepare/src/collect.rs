@@ -11,8 +11,8 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use campaign::{Data, Part, Text, TextFormat};
-use corpus::SourceInfo;
+use formats::campaign::{Data, Part, Text, TextFormat};
+use formats::corpus::SourceInfo;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 

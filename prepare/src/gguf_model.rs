@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use anyhow::{Context, Result, bail, ensure};
-use artifact::config::RopeScaling;
-use artifact::{Architecture, ModelConfig};
+use formats::artifact::config::RopeScaling;
+use formats::artifact::{Architecture, ModelConfig};
 use safetensors::{Dtype, View};
 
 use crate::dequant::GgmlType;

@@ -26,8 +26,8 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use campaign::{Campaign, Model, Source};
-use corpus::Manifest;
+use formats::campaign::{Campaign, Model, Source};
+use formats::corpus::Manifest;
 use serde::Serialize;
 use serde_json::json;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use campaign::Campaign;
+use formats::campaign::Campaign;
 use serde_json::json;
 
 use crate::base;

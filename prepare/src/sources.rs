@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use campaign::Source;
-use corpus::SourceInfo;
+use formats::campaign::Source;
+use formats::corpus::SourceInfo;
 
 use crate::files::{Progress, matches, sha256_file, write_atomically};
 use crate::hub::HubRepo;

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use campaign::Part;
+use formats::campaign::Part;
 
 /// A group of more than this much of the smallest part's share of the text is placed first, where there is most room.
 const LARGE: f64 = 0.5;

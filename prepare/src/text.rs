@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use campaign::{Campaign, Part};
-use corpus::{Manifest, PartInfo, Writer, WriterOptions};
+use formats::campaign::{Campaign, Part};
+use formats::corpus::{Manifest, PartInfo, Writer, WriterOptions};
 use rayon::prelude::*;
 use tokenizers::Tokenizer;
 

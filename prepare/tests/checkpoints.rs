@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use artifact::ModelConfig;
+use formats::artifact::ModelConfig;
+use formats::campaign;
 use half::f16;
 use prepare::base::Base;
 use prepare::checkpoint::parse_config;

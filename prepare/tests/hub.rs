@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use corpus::{Corpus, Part};
+use formats::artifact;
+use formats::corpus::{Corpus, Part};
 use half::{bf16, f16};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};

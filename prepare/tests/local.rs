@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use corpus::{Corpus, Part};
+use formats::campaign;
+use formats::corpus::{Corpus, Part};
 use serde_json::Value;
 
 #[path = "common/local.rs"]
@@ -119,7 +120,7 @@ fn formats_give_their_documents() {
         fs::write(&path, bytes).unwrap();
         prepare::documents::read(&path, format).unwrap().map(|document| document.unwrap().text).collect()
     };
-    use campaign::{RequestText, TextFormat};
+    use formats::campaign::{RequestText, TextFormat};
     let wiki =
         "<doc id=\"1\" title=\"A\">\nA\n\nText of A.\n\n</doc>\n<doc id=\"2\">\n\n</doc>\n<doc id=\"3\">\nB\n</doc>\n";
     assert_eq!(read("w", wiki.as_bytes(), &TextFormat::WikiDocs), ["A\n\nText of A.", "B"]);

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use campaign::{Source, TextFormat};
+use formats::campaign::{Source, TextFormat};
 use prepare::base::Base;
 use prepare::files::Progress;
 use prepare::sources::{Fetcher, Opened};

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use corpus::Part;
+use formats::corpus::Part;
 use serde_json::{Value, json};
 
 #[path = "common/local.rs"]

@@ -5,7 +5,7 @@
 
 use std::ops::AddAssign;
 
-pub use campaign::{Caps, Prices};
+pub use formats::campaign::{Caps, Prices};
 use serde::{Deserialize, Serialize};
 
 /// Tokens that prices are given for.

@@ -4,7 +4,7 @@ use std::cell::{Ref, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use artifact::ProjectionKind;
+use formats::artifact::ProjectionKind;
 use tch::Tensor;
 use ternary::start::Inputs;
 

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use artifact::{Architecture, ModelConfig, ProjectionKind};
+use formats::artifact::{Architecture, ModelConfig, ProjectionKind};
 use tch::{Kind, Tensor};
 
 use crate::linears::Linears;

@@ -1,6 +1,6 @@
 //! A model that does not change, beside one that does.
 
-use artifact::{ModelConfig, ProjectionKind};
+use formats::artifact::{ModelConfig, ProjectionKind};
 use tch::{Kind, Tensor};
 
 use crate::decoder::{Decoder, Tapped, Taps};
@@ -87,7 +87,7 @@ fn same(a: &Tensor, b: &Tensor) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use artifact::Architecture;
+    use formats::artifact::Architecture;
     use tch::Device;
 
     use super::*;

@@ -1,6 +1,6 @@
 //! How a block calls its linear projections.
 
-use artifact::{ModelConfig, ProjectionKind};
+use formats::artifact::{ModelConfig, ProjectionKind};
 use tch::{Kind, Tensor};
 
 use crate::ops;

@@ -5,7 +5,7 @@
 
 use std::f64::consts::TAU;
 
-use artifact::ModelConfig;
+use formats::artifact::ModelConfig;
 use tch::{Device, Tensor};
 
 /// Cosines and sines by position, `(positions, head_dim / 2)` each, f32.

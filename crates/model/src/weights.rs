@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use artifact::{ModelConfig, ProjectionKind};
+use formats::artifact::{ModelConfig, ProjectionKind};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};

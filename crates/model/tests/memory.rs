@@ -1,7 +1,7 @@
 //! What training SmolLM2-135M against its parent takes on the CPU. One test, because the figure is the process's.
 #![cfg(target_os = "linux")]
 
-use artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
+use formats::artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
 use model::{Decoder, Frozen, Linears, Tapped, Taps, Weights, ops};
 use tch::{Device, Kind, Tensor};
 use ternary::distill::{feature_loss, relation_loss};

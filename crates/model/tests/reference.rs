@@ -2,7 +2,7 @@
 
 mod tiny;
 
-use artifact::{Architecture, ModelConfig, ProjectionKind};
+use formats::artifact::{Architecture, ModelConfig, ProjectionKind};
 use model::{Decoder, Dense, Weights, score};
 use tch::{Device, Kind, Tensor};
 use tiny::{tiny, weights};

@@ -3,7 +3,7 @@
 
 mod tiny;
 
-use artifact::{Architecture, ModelConfig, ProjectionKind};
+use formats::artifact::{Architecture, ModelConfig, ProjectionKind};
 use model::ops::{self, HeadNorm};
 use model::{Calibration, Decoder, Dense, Frozen, Linears, Rope, SubLayerNorm, Tapped, Taps, Weights};
 use tch::{Device, Kind, Tensor};

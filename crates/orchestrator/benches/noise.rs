@@ -6,7 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run has nothing to say")]
 
-use campaign::Noise as Settings;
+use formats::campaign::Noise as Settings;
 use orchestrator::verdict::{Evidence, Next, Noise, Windows, compare, decide};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

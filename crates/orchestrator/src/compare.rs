@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use campaign::Campaign;
+use formats::campaign::Campaign;
 use git2::Oid;
 use indicatif::HumanDuration;
 

@@ -12,6 +12,9 @@ mod pins;
 mod think;
 mod train;
 
+use formats::campaign::Noise;
+use formats::contract;
+use formats::corpus::Part;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -126,7 +129,7 @@ impl Search<'_> {
         let measured = match flight.measured {
             Some(measured) => measured,
             None => {
-                let measured = self.evaluate(Subject::Run(run), corpus::Part::Select)?;
+                let measured = self.evaluate(Subject::Run(run), Part::Select)?;
                 hold::at("evaluation-over");
                 self.write(Event::Measured(measured.clone()))?;
                 hold::at("evaluation-written");
@@ -136,7 +139,7 @@ impl Search<'_> {
         let Some(incumbent) = self.state.incumbent().cloned() else {
             return Ok(self.end(Status::Keep, None, Some(measured), None)?);
         };
-        let campaign::Noise { margin, max_runs, .. } = self.campaign.noise;
+        let Noise { margin, max_runs, .. } = self.campaign.noise;
         loop {
             let smaller = incumbent.evaluation.as_ref().is_some_and(|e| measured.bits_per_weight < e.bits_per_weight);
             let comparison = self.compare(&incumbent, flight.proposed.experiment, &measured);
@@ -295,7 +298,7 @@ impl Search<'_> {
         };
         self.think_ahead()?;
         let trained = self.train(run, &trainer, &proposed, None)?;
-        let evaluation = self.evaluate(Subject::Run(run), corpus::Part::Select)?;
+        let evaluation = self.evaluate(Subject::Run(run), Part::Select)?;
         self.printer.line(&format!(
             "     #{experiment} with seed {seed}: ppl {:.6}, {:.6} nats",
             evaluation.eval_ppl, evaluation.eval_loss
@@ -535,7 +538,7 @@ impl Search<'_> {
         let out = self.layout.out(run);
         let wanted = |path: &PathBuf| {
             let kept = keep && *path == self.layout.artifact(run);
-            kept || ["train.tsv", "summary.json"].iter().any(|name| *path == out.join(name))
+            kept || [contract::LOG, contract::SUMMARY].iter().any(|name| *path == out.join(name))
         };
         let left = fs::read_dir(&out).map(|entries| entries.flatten().map(|entry| entry.path()).collect());
         let mut superfluous: Vec<PathBuf> = left.unwrap_or_default();

@@ -125,7 +125,7 @@ impl Layout {
 
     /// What a trainer hands over.
     pub fn artifact(&self, run: Run) -> PathBuf {
-        self.out(run).join("artifact.ternary")
+        self.out(run).join(formats::contract::ARTIFACT)
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use campaign::{AgentKind, Campaign, Sandbox};
+use formats::campaign::{AgentKind, Campaign, Sandbox};
 use git2::Oid;
 
 use crate::child::{Interrupts, Runner, Task};

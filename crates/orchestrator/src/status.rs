@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use campaign::Campaign;
-use corpus::Part;
+use formats::campaign::Campaign;
+use formats::corpus::Part;
 use sandbox::Enforced;
 use serde::Serialize;
 

@@ -52,7 +52,7 @@
 //! The first run of a kept candidate is biased by its selection, so it never counts as the bar for the next; and before the
 //! next is compared, the new incumbent is run on fresh seeds.
 
-use campaign::Noise as Settings;
+use formats::campaign::Noise as Settings;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 

@@ -1,7 +1,7 @@
 //! Methods whose weights an artifact cannot hold (2, 3 and 4 bits, a shift beside the scale), for comparisons at the
 //! same recipe. They train like a [`crate::weight::TernaryWeight`]; their export refuses.
 
-use artifact::Grouping;
+use formats::artifact::Grouping;
 use tch::{Kind, Tensor};
 
 use crate::learned::{EFFICIENT_QAT, LEAST_ALPHA, LearnedRule, sum_groups};

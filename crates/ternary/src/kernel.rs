@@ -2,7 +2,7 @@
 //! codes or the blended weights written. Tensor operations would take some ten passes; the results are the same but for
 //! the order of sums. Parallel on libtorch's threads.
 
-use artifact::Grouping;
+use formats::artifact::Grouping;
 use half::bf16;
 use tch::{Kind, Tensor};
 

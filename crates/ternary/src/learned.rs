@@ -1,7 +1,7 @@
 //! Scales that are trained with the weights: where they start, and their gradients. Codes −1, 0 and 1 only; what has
 //! more is in [`crate::grid`].
 
-use artifact::Grouping;
+use formats::artifact::Grouping;
 use tch::{Device, Kind, Tensor};
 
 use crate::quantize::{Quantized, Scale, grouped, quantize, scales_shape, snap, spread};

@@ -60,5 +60,5 @@ pub mod tequila;
 pub mod transform;
 pub mod weight;
 
-pub use artifact::Grouping;
+pub use formats::artifact::Grouping;
 pub use native::{NativeError, backward};

@@ -2,7 +2,8 @@
 //!
 //! Scales are snapped to f16, as they are stored, before anything uses them: training sees what the artifact holds.
 
-use artifact::Grouping;
+use formats::artifact;
+use formats::artifact::Grouping;
 use half::f16;
 use tch::{Device, Kind, Tensor};
 
@@ -58,7 +59,7 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// code·scale, f32 `[out, in]`; bit-identical to `artifact::TernaryTensor::dequantize`.
+    /// code·scale, f32 `[out, in]`; bit-identical to `formats::artifact::TernaryTensor::dequantize`.
     pub fn dequantize(&self) -> Tensor {
         spread(&self.scales, &self.codes) * self.codes.to_kind(Kind::Float)
     }

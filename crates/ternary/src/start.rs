@@ -1,7 +1,7 @@
 //! Ternary starting points from a sample of a projection's inputs: rounding with error feedback, and scales fitted to
 //! the outputs. Both minimize tr((W − Q)·H·(W − Q)ᵀ), the squared error of the outputs, with H = 2/n·Σ x·xᵀ.
 
-use artifact::Grouping;
+use formats::artifact::Grouping;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::native::NativeError;

@@ -5,7 +5,7 @@
 //! = p₊ − p₋. Then ∂f/∂x = (p₊ + p₋ − f²)/τ, ∂f/∂e = −f·p₀/τ, and s and Δ depend on the weights as their rule says,
 //! with what is kept held fixed.
 
-use artifact::Grouping;
+use formats::artifact::Grouping;
 use half::bf16;
 use tch::{Kind, Tensor};
 

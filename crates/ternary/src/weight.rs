@@ -1,7 +1,7 @@
 //! Weights as a training step sees them: an f32 master, and a leaf in the compute kind that the model uses and whose
 //! gradient is mapped back to the master. A weight is quantized once a step.
 
-use artifact::Grouping;
+use formats::artifact::Grouping;
 use tch::{Device, Kind, Tensor};
 
 use crate::kernel::{self, Source};

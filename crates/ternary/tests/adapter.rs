@@ -1,6 +1,6 @@
 //! Low-rank adapters: their gradients are those of the formula, and what is exported is what was trained, merged.
 
-use artifact::Grouping;
+use formats::artifact::Grouping;
 use tch::{Kind, Tensor};
 use ternary::adapter::LoraWeight;
 use ternary::optim::{AdamW, Group, Options};

@@ -1,7 +1,7 @@
 //! Grids that no artifact holds: their gradients against autograd, λ, and what they say when they are exported.
 
-use artifact::Grouping;
 use draws::normal;
+use formats::artifact::Grouping;
 use tch::{Kind, Tensor};
 use ternary::grid::{Grid, GridWeight, Levels};
 

@@ -1,7 +1,7 @@
 //! Every method by its name on one small problem: a ternary matrix learns another's products. Each must come closer
 //! than it started, and its export must be what was trained.
 
-use artifact::Grouping;
+use formats::artifact::Grouping;
 use tch::{Device, Kind, Tensor};
 use ternary::adapter::LoraWeight;
 use ternary::grid::{Grid, GridWeight};

@@ -1,7 +1,7 @@
 //! Starting points from inputs, against slow and independent ways to the same numbers.
 
-use artifact::Grouping;
 use draws::normal;
+use formats::artifact::Grouping;
 use tch::{Device, Kind, Tensor};
 use ternary::quantize::{Scale, quantize, quantize_with};
 use ternary::start::{DAMPING, Inputs, error_feedback, fit_outputs};

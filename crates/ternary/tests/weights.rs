@@ -1,7 +1,7 @@
 //! Quantizers and straight-through weights: what training sees is what is stored, and gradients follow their rules.
 
-use artifact::Grouping;
 use draws::normal;
+use formats::artifact::Grouping;
 use tch::{Device, Kind, Tensor};
 use ternary::activation::{self, fake_quantize};
 use ternary::learned::FixedCodes;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use corpus::{Part, Writer, WriterOptions};
+use formats::corpus::{Part, Writer, WriterOptions};
 use model::Probe;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};

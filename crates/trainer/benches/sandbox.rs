@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use corpus::{Part, Writer, WriterOptions};
+use formats::corpus::{Part, Writer, WriterOptions};
 use sandbox::{Limits, Policy, Request, Scratch};
 
 /// Pairs of runs; the median ratio counts.

@@ -9,7 +9,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
+use formats::artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
+use formats::campaign;
 use model::{Decoder, Dense, Linears, Weights, score};
 use tch::{Device, Kind, Tensor};
 use ternary::activation::{Per, fake_quantize_per};

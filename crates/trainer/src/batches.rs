@@ -4,7 +4,7 @@
 //! cross document boundaries; each document is followed by the end token.
 
 use anyhow::{Result, ensure};
-use corpus::Tokens;
+use formats::corpus::Tokens;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};

@@ -6,9 +6,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use artifact::{ModelConfig, ProjectionKind};
-use campaign::{Evaluation, Part, Precision};
-use corpus::Corpus;
+use formats::artifact::{ModelConfig, ProjectionKind};
+use formats::campaign::{Evaluation, Part, Precision};
+use formats::corpus::Corpus;
 use model::{Decoder, Dense, Linears, Score, Weights};
 use tch::{Device, Kind, Tensor};
 

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use artifact::{Grouping, ModelConfig};
-use campaign::{Campaign, Part};
-use corpus::Corpus;
+use formats::artifact::{Grouping, ModelConfig};
+use formats::campaign;
+use formats::campaign::{Campaign, Part};
+use formats::contract::{self, Ended, Summary};
+use formats::corpus::Corpus;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::Weights;
 use sha2::{Digest, Sha256};
@@ -23,7 +25,7 @@ use crate::dev::Dev;
 use crate::handover::{self, Origin};
 use crate::log::{Line, Log};
 use crate::speed::Speed;
-use crate::summary::{self, Summary};
+use crate::summary;
 
 /// A loss above this is a run gone wrong (nats a token; a uniform guess over 10⁶ tokens is 13.8).
 const LARGEST_LOSS: f64 = 100.0;
@@ -109,7 +111,7 @@ pub struct Run {
     dev: Dev,
     next_dev: f64,
     clock: Clock,
-    /// For a budget in seconds of [`campaign::Clock::Work`].
+    /// For a budget in seconds of [`formats::campaign::Clock::Work`].
     speed: Option<Speed>,
     observer: Option<Observer>,
     log: Log,
@@ -166,7 +168,7 @@ impl Run {
         let dev = Dev::open(&corpus, &campaign.evaluation, device)?;
 
         std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-        let log = Log::create(&args.out.join("train.tsv"))?;
+        let log = Log::create(&args.out.join(contract::LOG))?;
         let budget = budget(args, &campaign);
         let meter = meter(&campaign, device, threads)?;
         let by_work = matches!((meter, budget), (Meter::Work { .. }, Budget::Seconds(_)));
@@ -375,16 +377,16 @@ impl Run {
             provenance.insert(key.to_owned(), value);
         }
         let origin = Origin { config: &self.config, base_sha256: base_sha256.as_deref(), provenance };
-        let artifact = handover::write(&self.out.join("artifact.ternary"), origin, trained)?;
+        let artifact = handover::write(&self.out.join(contract::ARTIFACT), origin, trained)?;
         let [q_neg1, q_zero, q_pos1] = artifact.shares();
         let summary = Summary {
             status: match self.clock.progress() < 1.0 {
-                false => "completed",
-                true if self.stopped() => "terminated",
-                true => "returned",
+                false => Ended::Completed,
+                true if self.stopped() => Ended::Terminated,
+                true => Ended::Returned,
             },
             training_seconds: self.clock.counted_seconds(),
-            processor_seconds: self.clock.processor_seconds(),
+            processor_seconds: Some(self.clock.processor_seconds()),
             probe_seconds: self.speed.as_ref().map(Speed::mean),
             total_seconds: self.process_started.elapsed().as_secs_f64(),
             num_steps: self.clock.steps(),
@@ -402,11 +404,11 @@ impl Run {
             seed: self.seed,
             device: format!("{:?}", self.device),
             threads: self.threads,
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             data_sha256: self.data_sha256,
             base_sha256,
         };
-        summary.write(&self.out.join("summary.json"))?;
+        summary::write(&summary, &self.out.join(contract::SUMMARY))?;
         Ok(summary)
     }
 }

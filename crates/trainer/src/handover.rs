@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use artifact::{Artifact, DenseData, DenseTensor, ModelConfig};
+use formats::artifact::{Artifact, DenseData, DenseTensor, ModelConfig};
 use tch::{Device, Kind, Tensor};
 
 use crate::frame::Trained;

@@ -5,24 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-
-/// The columns, in order.
-pub const COLUMNS: [&str; 14] = [
-    "step",
-    "lambda",
-    "train_loss",
-    "train_ppl",
-    "eval_ppl",
-    "eval_bpb",
-    "lr",
-    "time_s",
-    "best_ppl",
-    "q_neg1",
-    "q_zero",
-    "q_pos1",
-    "tokens_per_s",
-    "grad_norm",
-];
+use formats::contract::LOG_COLUMNS;
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +54,7 @@ impl Log {
     /// When the file cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
         let mut file = File::create(path).with_context(|| format!("cannot create the log {}", path.display()))?;
-        writeln!(file, "{}", COLUMNS.join("\t")).context("cannot write the log's header")?;
+        writeln!(file, "{}", LOG_COLUMNS.join("\t")).context("cannot write the log's header")?;
         Ok(Self { file })
     }
 
@@ -128,7 +111,7 @@ mod tests {
         line.dev = Some(DevColumns { ppl: 20.0, bpb: 1.0, shares: [0.25, 0.5, 0.25] });
         line.best_ppl = Some(20.0);
         line.gradient_norm = Some(0.25);
-        assert_eq!(row(&line).split('\t').count(), COLUMNS.len());
+        assert_eq!(row(&line).split('\t').count(), LOG_COLUMNS.len());
         assert!(row(&line).contains("20.0000\t1.000000\t1.2500e-3") && row(&line).ends_with("\t1024.0\t2.5000e-1"));
     }
 }

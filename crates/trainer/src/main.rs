@@ -7,11 +7,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use formats::contract::DIVERGED;
 use trainer::args::Args;
 use trainer::frame::{Diverged, Run};
-
-/// Training diverged.
-const DIVERGED: u8 = 3;
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -39,6 +37,6 @@ fn run(args: &Args, started: Instant) -> anyhow::Result<()> {
     let mut run = Run::start(args, started)?;
     let trained = train::train(&mut run)?;
     let summary = run.finish(&trained)?;
-    print!("{}", summary.block());
+    print!("{}", trainer::summary::block(&summary));
     Ok(())
 }

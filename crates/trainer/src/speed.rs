@@ -1,9 +1,9 @@
-//! What a second of the processor is worth at the moment, for a budget in seconds of [`campaign::Clock::Work`].
+//! What a second of the processor is worth at the moment, for a budget in seconds of [`formats::campaign::Clock::Work`].
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use campaign::LARGEST_CORRECTION;
+use formats::campaign::LARGEST_CORRECTION;
 use model::Probe;
 
 /// Counted seconds from one probe to the next: a probe takes 8 ms, so this is 3 % of a run.

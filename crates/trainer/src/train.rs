@@ -5,7 +5,7 @@
 //! artifact are the frame's. A comment `search: …` at a knob is its search space: `log A..B`, `A..B` or `X | Y | Z`.
 
 use anyhow::Result;
-use artifact::{Grouping, ProjectionKind};
+use formats::artifact::{Grouping, ProjectionKind};
 use model::{Decoder, Dense, Linears, Weights};
 use tch::{Kind, Tensor};
 use ternary::loss::{Teacher, objective};

@@ -3,8 +3,8 @@
 
 mod fixture;
 
-use corpus::{Corpus, Part, Tokens, Writer, WriterOptions};
 use fixture::Fixture;
+use formats::corpus::{Corpus, Part, Tokens, Writer, WriterOptions};
 use tch::Device;
 use trainer::batches::Batches;
 

@@ -7,9 +7,9 @@
 
 mod fixture;
 
-use artifact::{Grouping, ModelConfig, ProjectionKind};
-use corpus::{Corpus, Part};
 use fixture::Fixture;
+use formats::artifact::{Grouping, ModelConfig, ProjectionKind};
+use formats::corpus::{Corpus, Part};
 use model::{Decoder, Linears, Weights};
 use tch::{Device, Kind, Tensor};
 use ternary::loss::objective;

@@ -10,9 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use artifact::Artifact;
 use clap::Parser;
 use fixture::{Fixture, rows};
+use formats::artifact::Artifact;
 use recipe::{Knobs, PRETRAINED, Start};
 use ternary::quantize::Scale;
 use ternary::weight::Estimator;

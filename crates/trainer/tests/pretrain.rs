@@ -8,8 +8,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use artifact::{Artifact, ModelConfig};
 use fixture::{Fixture, shape};
+use formats::artifact;
+use formats::artifact::{Artifact, ModelConfig};
 use rustix::process::{Pid, Signal, kill_process};
 use safetensors::SafeTensors;
 

@@ -6,8 +6,9 @@ mod fixture;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use artifact::Artifact;
 use fixture::{Fixture, rows, summary};
+use formats::artifact;
+use formats::artifact::Artifact;
 use rustix::process::{Pid, Signal, kill_process};
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use campaign::{AgentKind, Campaign, Sandbox};
+use formats::campaign::{AgentKind, Campaign, Sandbox};
 
 use crate::{cargo, root};
 

@@ -1,7 +1,7 @@
 //! What an artifact must satisfy before it is measured.
 
-use artifact::{Artifact, Grouping, ModelConfig};
-use campaign::Constraints;
+use formats::artifact::{Artifact, Grouping, ModelConfig};
+use formats::campaign::Constraints;
 
 /// Checks an artifact that [`Artifact::read`] accepted against the campaign; the error says which limit it breaks.
 ///

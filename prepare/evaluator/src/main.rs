@@ -11,21 +11,19 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use artifact::{Artifact, ArtifactError, ModelConfig};
-use campaign::{Campaign, Part, Precision};
 use clap::{ArgGroup, Parser, ValueEnum};
-use corpus::Corpus;
 use evaluator::prepared::Prepared;
 use evaluator::quantized::{Quantized, weights};
-use evaluator::report::{Report, write_json};
+use evaluator::report::{block, write_json};
+use formats::artifact;
+use formats::artifact::{Artifact, ArtifactError, ModelConfig};
+use formats::campaign::{Campaign, Part, Precision};
+use formats::contract::{Evaluation, FAILED, INVALID, Probed, Refused};
+use formats::corpus::Corpus;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Decoder, Dense, Probe, Weights};
 use tch::{Cuda, Device, Kind};
 
-/// Exit code of an artifact that breaks a limit of the campaign or is malformed.
-const INVALID: u8 = 4;
-/// Exit code when nothing could be measured, whatever the artifact is.
-const FAILED: u8 = 1;
 /// Times that the piece of work is timed: most of a second.
 const PROBES: u32 = 100;
 
@@ -85,7 +83,7 @@ enum DeviceChoice {
 
 /// How an evaluation ends when nothing failed.
 enum Outcome {
-    Measured(Box<Report>),
+    Measured(Box<Evaluation>),
     Invalid(String),
     /// Seconds of the processor, all threads together, that the piece of work took on average.
     Probed(f64),
@@ -98,7 +96,7 @@ fn main() -> ExitCode {
     let outcome = catch_unwind(AssertUnwindSafe(|| run(&args)));
     ExitCode::from(match outcome {
         Ok(Ok(Outcome::Measured(report))) => {
-            print!("{}", report.summary());
+            print!("{}", block(&report));
             0
         }
         Ok(Ok(Outcome::Probed(seconds))) => {
@@ -127,10 +125,8 @@ fn run(args: &Args) -> Result<Outcome> {
     let outcome = if args.probe { Outcome::Probed(probe()) } else { measure(args)? };
     match &outcome {
         Outcome::Measured(report) => write_json(&args.out, report)?,
-        Outcome::Invalid(reason) => {
-            write_json(&args.out, &serde_json::json!({ "invalid": reason }))?;
-        }
-        Outcome::Probed(seconds) => write_json(&args.out, &serde_json::json!({ "probe_seconds": seconds }))?,
+        Outcome::Invalid(reason) => write_json(&args.out, &Refused { invalid: reason.clone() })?,
+        Outcome::Probed(seconds) => write_json(&args.out, &Probed { probe_seconds: *seconds })?,
     }
     Ok(outcome)
 }
@@ -151,17 +147,17 @@ fn measure(args: &Args) -> Result<Outcome> {
         Precision::F32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
     };
-    let (part, name) = match args.part {
-        EvaluationPart::Dev => (Part::Dev, "dev"),
-        EvaluationPart::Select => (Part::Select, "select"),
-        EvaluationPart::Report => (Part::Report, "report"),
+    let part = match args.part {
+        EvaluationPart::Dev => Part::Dev,
+        EvaluationPart::Select => Part::Select,
+        EvaluationPart::Report => Part::Report,
     };
     // The manifest has the hashes of the rest.
     prepared.verify("text/manifest.json")?;
     let text = Text::read(&args.data, part, &campaign, &base.config)?;
 
-    let mut report = Report {
-        part: name.into(),
+    let mut report = Evaluation {
+        part,
         eval_loss: f64::NAN,
         eval_ppl: f64::NAN,
         eval_bpb: f64::NAN,
@@ -221,7 +217,7 @@ fn measure(args: &Args) -> Result<Outcome> {
         }
     };
 
-    let bar = ProgressBar::new(text.ids.len() as u64).with_message(format!("evaluating {name}"));
+    let bar = ProgressBar::new(text.ids.len() as u64).with_message(format!("evaluating {part}"));
     bar.set_style(ProgressStyle::with_template("{msg} {bar:32} {pos}/{len} tokens, {per_sec}, {eta} left")?);
     let start = Instant::now();
     let window = campaign.evaluation.window;

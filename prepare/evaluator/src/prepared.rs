@@ -1,6 +1,7 @@
 //! `prepared.json`, which names the hash of every file that `prepare` made. A search pins the hash of this one file, so
 //! what agrees with it is what the search started with: model, text, and where documents were cut.
 
+use formats::artifact;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

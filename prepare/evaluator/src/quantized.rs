@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use artifact::{Artifact, DenseData, ProjectionKind};
+use formats::artifact::{Artifact, DenseData, ProjectionKind};
 use model::{Dense, Linears, Weights};
 use tch::{Device, Kind, Tensor};
 

@@ -3,6 +3,7 @@
 
 mod fixture;
 
+use formats::artifact;
 use std::fs;
 use std::path::Path;
 

@@ -2,15 +2,15 @@
 //! by someone who knows the format. The text, the campaign and the machine are as they should be here; see `broken.rs`.
 
 mod fixture;
-#[path = "../../../crates/artifact/tests/sample/forge.rs"]
+#[path = "../../../crates/formats/tests/sample/forge.rs"]
 #[allow(dead_code)]
 mod forge;
 
 use std::fs::{self, File};
 
-use artifact::{Artifact, DenseData, DenseTensor, Grouping, TernaryTensor};
 use fixture::Fixture;
 use forge::{ALIGNMENT, Forgery, PREFIX_BYTES, seal};
+use formats::artifact::{Artifact, DenseData, DenseTensor, Grouping, TernaryTensor};
 use half::f16;
 
 const SELECT: [&str; 4] = ["--artifact", "a.ternary", "--part", "select"];

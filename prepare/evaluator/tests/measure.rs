@@ -4,8 +4,9 @@ mod fixture;
 
 use std::path::Path;
 
-use artifact::Artifact;
 use fixture::{Fixture, config, ids, token_bytes};
+use formats::artifact;
+use formats::artifact::Artifact;
 use model::{Decoder, Dense, Weights};
 use tch::{Device, Kind, Tensor};
 

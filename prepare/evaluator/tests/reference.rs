@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use campaign::{Source, TextFormat};
+use formats::campaign::{Source, TextFormat};
 use model::{Decoder, Dense, Weights};
 use prepare::files::Progress;
 use prepare::sources::Fetcher;

@@ -5,7 +5,7 @@
 //! absent keys are those of transformers 5.
 
 use anyhow::{Context, Result, bail, ensure};
-use artifact::{Architecture, ModelConfig};
+use formats::artifact::{Architecture, ModelConfig};
 use serde_json::{Map, Value};
 
 use super::rope;

@@ -2,7 +2,7 @@
 //! (transformers 5), which may all be there and must then say the same.
 
 use anyhow::{Context, Result, bail, ensure};
-use artifact::config::RopeScaling;
+use formats::artifact::config::RopeScaling;
 use serde_json::Value;
 
 use super::config::Keys;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use corpus::{Corpus, Part};
+use formats::corpus::{Corpus, Part};
 use serde_json::Value;
 
 /// What a run of `prepare` left.

@@ -1,6 +1,6 @@
 //! A model of a few thousand weights.
 
-use artifact::{Architecture, ModelConfig, RopeScaling};
+use formats::artifact::{Architecture, ModelConfig, RopeScaling};
 use model::Weights;
 use tch::{Device, Kind, Tensor};
 

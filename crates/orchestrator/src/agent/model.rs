@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use campaign::{Agent, AgentKind, AnswerFormat};
+use formats::campaign::{Agent, AgentKind, AnswerFormat};
 use git2::Oid;
 use language_model::edit::{self, Edit, Format, Rules};
 use language_model::{

@@ -33,7 +33,7 @@ struct Shown {
 }
 
 /// The crates that a recipe uses, in the order in which they are shown.
-const SHOWN: [Shown; 5] = [
+const SHOWN: [Shown; 4] = [
     // Grids and rotations cannot be exported, nor can a projection that stays dense.
     Shown {
         name: "ternary",
@@ -64,6 +64,15 @@ const SHOWN: [Shown; 5] = [
         without: &["Run::start", "Run::finish", "Run::stopped", "Run::observe"],
     },
     Shown {
+        name: "formats",
+        items: &["Architecture", "Grouping", "ModelConfig", "ProjectionKind", "Constraints"],
+        without: &["ModelConfig::check", "ModelConfig::tensor_count"],
+    },
+];
+
+/// What `formats` was in checkouts whose search began before it.
+const FORMERLY: [Shown; 2] = [
+    Shown {
         name: "artifact",
         items: &["Architecture", "Grouping", "ModelConfig", "ProjectionKind"],
         without: &["ModelConfig::check", "ModelConfig::tensor_count"],
@@ -78,8 +87,11 @@ const SHOWN: [Shown; 5] = [
 pub fn outline(root: &Path) -> Result<Outline> {
     parsing::deep(|| {
         let mut out = Outline::default();
-        for shown in &SHOWN {
-            out.0.extend(of_crate(shown, &root.join("crates").join(shown.name).join("src"))?);
+        let sources = |shown: &Shown| root.join("crates").join(shown.name).join("src");
+        let former = FORMERLY.iter().filter(|shown| sources(shown).exists());
+        let shown = SHOWN.iter().filter(|shown| shown.name != "formats" || sources(shown).exists());
+        for shown in shown.chain(former) {
+            out.0.extend(of_crate(shown, &sources(shown))?);
         }
         Ok(out)
     })

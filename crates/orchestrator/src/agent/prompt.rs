@@ -14,7 +14,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use campaign::Campaign;
+use formats::campaign::Campaign;
 use language_model::edit::{Rules, instructions};
 use language_model::history::{Outcome, Past, family, table};
 use language_model::{Lessons, Prompt, QUOTING_NOTE, Section, estimated_tokens, quote};

@@ -184,6 +184,20 @@ fn processor_time_is_limited_for_the_whole_tree() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn a_child_that_its_parent_waited_for_counts_once() {
+    let (dir, runner) = runner();
+    // About a second on one core, three processes down.
+    let burn = "n=0; while [ $n -lt 1500000 ]; do n=$((n+1)); done";
+    let script = format!("sh -c 'sh -c \"{}\"; :'; :", burn.replace('$', "\\$"));
+    let finished = runner.run(&shell(dir.path(), &script), |_| {}).unwrap();
+    assert_eq!(finished.end, End::Exited(0), "{}", log(dir.path()));
+    let (usage, tick) = (finished.usage, Duration::from_millis(50));
+    assert!(usage.processor > Duration::from_millis(200) && usage.processor <= finished.elapsed + tick, "{usage:?}");
+    assert!(usage.user <= usage.processor + tick, "{usage:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn a_child_that_is_not_waited_for_has_memory_and_processor_time_as_well() {
     let (dir, runner) = runner();
     // The child is not waited for, and keeps 300 MB long enough for two readings.

@@ -43,8 +43,10 @@ pub(super) struct Meter {
     /// Busy time of the cores at the start.
     busy: Option<Duration>,
     cgroups: Vec<PathBuf>,
-    /// By process, with its start: one of the same number is another. What it used itself.
-    processes: BTreeMap<(i32, u64), Ticks>,
+    /// The tree as it was read last.
+    tree: Tree,
+    /// What processes used that ended without being waited for.
+    lost: Ticks,
     /// By thread: nanoseconds that it waited for a core.
     delays: BTreeMap<i32, u64>,
     usage: Usage,
@@ -57,7 +59,8 @@ impl Meter {
             started: Instant::now(),
             busy: busy(),
             cgroups: Vec::new(),
-            processes: BTreeMap::new(),
+            tree: Tree::new(),
+            lost: Ticks::default(),
             delays: BTreeMap::new(),
             usage: Usage::default(),
         }
@@ -68,13 +71,12 @@ impl Meter {
         if self.cgroups.is_empty() {
             self.cgroups = cgroups(self.leader);
         }
-        let (mut ticks, mut memory) = (Ticks::default(), 0);
+        let (mut tree, mut memory) = (Tree::new(), 0);
         let mut unread = vec![self.leader.as_raw_nonzero().get()];
         while let Some(pid) = unread.pop() {
             let folder = PathBuf::from(format!("/proc/{pid}"));
             let Some(process) = Process::read(&folder) else { continue };
-            self.processes.insert((pid, process.started), process.own);
-            ticks += process.waited_for;
+            tree.insert((pid, process.started), (process.own, process.waited_for));
             memory += process.memory;
             for thread in entries(&folder.join("task")) {
                 let Some(id) = thread.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
@@ -84,9 +86,9 @@ impl Meter {
                 unread.extend(fields(&thread.join("children")).into_iter().filter_map(|pid| i32::try_from(pid).ok()));
             }
         }
-        for &own in self.processes.values() {
-            ticks += own;
-        }
+        self.lost += lost(&self.tree, &tree);
+        let ticks = tree.values().fold(self.lost, |sum, &(own, waited_for)| sum + own + waited_for);
+        self.tree = tree;
         self.usage.compute(from_ticks(ticks.user + ticks.system), from_ticks(ticks.user));
         self.usage.delayed = self.usage.delayed.max(Duration::from_nanos(self.delays.values().sum()));
         self.usage.memory = self.usage.memory.max(memory);
@@ -136,17 +138,54 @@ impl Usage {
     }
 }
 
+/// By process, with its start (one of the same number is another): what it used itself, and what children used that it
+/// waited for.
+type Tree = BTreeMap<(i32, u64), (Ticks, Ticks)>;
+
+/// What the processes used that are in `before` and not in `now`, and that nothing in `now` has waited for.
+fn lost(before: &Tree, now: &Tree) -> Ticks {
+    let (mut gone, mut waited_for) = (Ticks::default(), Ticks::default());
+    for (process, &(own, of_children)) in before {
+        if now.contains_key(process) {
+            waited_for = waited_for - of_children;
+        } else {
+            gone += own + of_children;
+        }
+    }
+    // Signed, as the sums are complete only at the end.
+    for &(_, of_children) in now.values() {
+        waited_for += of_children;
+    }
+    let rest = gone - waited_for;
+    Ticks { user: rest.user.max(0), system: rest.system.max(0) }
+}
+
 /// Time of the processor.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Ticks {
-    user: u64,
-    system: u64,
+    user: i64,
+    system: i64,
+}
+
+impl std::ops::Add for Ticks {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { user: self.user + other.user, system: self.system + other.system }
+    }
+}
+
+impl std::ops::Sub for Ticks {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { user: self.user - other.user, system: self.system - other.system }
+    }
 }
 
 impl std::ops::AddAssign for Ticks {
     fn add_assign(&mut self, other: Self) {
-        self.user += other.user;
-        self.system += other.system;
+        *self = *self + other;
     }
 }
 
@@ -166,7 +205,7 @@ impl Process {
         // The name before it may hold anything.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         // Numbers as in proc_pid_stat(5), which counts from 1; the first here is its third.
-        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        let field = |number: usize| fields.get(number - 3)?.parse::<i64>().ok();
         let status = fs::read_to_string(folder.join("status")).unwrap_or_default();
         // Without what is a file's: children share that with their parent.
         let kibibytes = status.lines().filter_map(|line| {
@@ -174,7 +213,7 @@ impl Process {
             size.trim().strip_suffix(" kB")?.parse::<u64>().ok()
         });
         Some(Self {
-            started: field(22)?,
+            started: field(22)?.unsigned_abs(),
             own: Ticks { user: field(14)?, system: field(15)? },
             waited_for: Ticks { user: field(16)?, system: field(17)? },
             memory: kibibytes.sum::<u64>() * 1024,
@@ -205,9 +244,9 @@ fn busy() -> Option<Duration> {
         let (core, columns) = line.strip_prefix("cpu")?.split_once(' ')?;
         // The first line, of all cores, has no number.
         let core: usize = core.parse().ok()?;
-        let columns: Vec<u64> = columns.split_whitespace().filter_map(|column| column.parse().ok()).collect();
+        let columns: Vec<i64> = columns.split_whitespace().filter_map(|column| column.parse().ok()).collect();
         // user, nice, system, and what is no idling: interrupts, and what the host gave to others.
-        let wanted = [0, 1, 2, 5, 6, 7].iter().filter_map(|&i| columns.get(i)).sum::<u64>();
+        let wanted = [0, 1, 2, 5, 6, 7].iter().filter_map(|&i| columns.get(i)).sum::<i64>();
         allowed(core).then_some(wanted)
     });
     Some(from_ticks(ticks.sum()))
@@ -229,8 +268,8 @@ fn cores() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64)
 }
 
-fn from_ticks(ticks: u64) -> Duration {
-    Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
+fn from_ticks(ticks: i64) -> Duration {
+    Duration::from_secs_f64(ticks.max(0) as f64 / clock_ticks_per_second() as f64)
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -241,4 +280,25 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 fn fields(file: &Path) -> Vec<u64> {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.split_whitespace().map_while(|field| field.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticks(user: i64, system: i64) -> Ticks {
+        Ticks { user, system }
+    }
+
+    #[test]
+    fn what_was_waited_for_counts_once_and_what_was_not_is_kept() {
+        let none = Ticks::default();
+        let before = Tree::from([((1, 1), (ticks(1, 1), none)), ((2, 5), (ticks(90, 10), ticks(5, 0)))]);
+        // The second ended, and the first waited for it.
+        let waited = Tree::from([((1, 1), (ticks(1, 1), ticks(97, 11)))]);
+        assert_eq!(lost(&before, &waited), none);
+        let ignored = Tree::from([((1, 1), (ticks(1, 1), none)), ((2, 6), (ticks(3, 3), none))]);
+        assert_eq!(lost(&before, &ignored), ticks(95, 10), "another process has its number");
+        assert_eq!(lost(&before, &before), none);
+    }
 }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use campaign::AgentKind;
 use clap::{Args, Parser, Subcommand};
+use formats::campaign::AgentKind;
 
 use crate::error::{EXIT_CODES, Failure};
 use crate::layout::Layout;

@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::Context;
-use corpus::Part;
+use formats::corpus::Part;
 
 use super::{Broken, Subject, Trainer};
 use crate::error::Failure;

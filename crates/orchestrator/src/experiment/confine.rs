@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use campaign::Sandbox;
+use formats::campaign::Sandbox;
+use formats::contract;
 use sandbox::{Enforced, Limits, Policy, Scratch};
 
 use super::build::Workshop;
@@ -191,8 +192,8 @@ impl Search<'_> {
         let bytes = in_memory((budget.disk_gb * GIB) as u64);
         let keep = [
             (self.layout.artifact(run), bytes),
-            (out.join("summary.json"), SUMMARY_BYTES),
-            (out.join("train.tsv"), STEPS_BYTES),
+            (out.join(contract::SUMMARY), SUMMARY_BYTES),
+            (out.join(contract::LOG), STEPS_BYTES),
         ];
         let watched = Some((out.clone(), bytes));
         let scratch = vec![Scratch { folder: out, bytes, over: false }];

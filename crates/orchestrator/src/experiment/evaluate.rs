@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use corpus::Part;
-use serde::Deserialize;
+use formats::contract::{self, Probed, Refused};
+use formats::corpus::Part;
+use serde::de::DeserializeOwned;
 
 use super::{Broken, handed_over};
 use crate::child::{self, End, Task};
@@ -16,8 +17,9 @@ use crate::layout::Run;
 use crate::ledger::{Evaluation, Event, Reported, Status};
 use crate::search::Search;
 
-/// The evaluator's exit code for an artifact that breaks the campaign's constraints.
-const INVALID: i32 = 4;
+/// Exit codes as the system gives them.
+const INVALID: i32 = contract::INVALID as i32;
+const FAILED: i32 = contract::FAILED as i32;
 /// It reads text of a fixed size; longer than this it hangs.
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 const GRACE: Duration = Duration::from_secs(5);
@@ -33,48 +35,27 @@ pub enum Subject {
     Base,
 }
 
-/// The evaluator's JSON. A figure that is not a number is written as null.
-#[derive(Debug, Deserialize)]
-struct Figures {
-    #[serde(default)]
-    invalid: Option<String>,
-    #[serde(default)]
-    eval_loss: Option<f64>,
-    #[serde(default)]
-    eval_ppl: Option<f64>,
-    #[serde(default)]
-    eval_bpb: Option<f64>,
-    #[serde(default)]
-    tokens: u64,
-    #[serde(default)]
-    bits_per_weight: Option<f64>,
-    #[serde(default)]
-    q_neg1: Option<f64>,
-    #[serde(default)]
-    q_zero: Option<f64>,
-    #[serde(default)]
-    q_pos1: Option<f64>,
-    #[serde(default)]
-    seconds: f64,
-    #[serde(default)]
-    window_losses: Vec<f32>,
+/// The record of what the evaluator found; `None` where a figure is not a number.
+fn record(found: contract::Evaluation) -> Option<Evaluation> {
+    let figures = [found.eval_loss, found.eval_ppl, found.eval_bpb, found.bits_per_weight];
+    figures.iter().all(|figure| figure.is_finite()).then(|| Evaluation {
+        part: found.part,
+        eval_loss: found.eval_loss,
+        eval_ppl: found.eval_ppl,
+        eval_bpb: found.eval_bpb,
+        tokens: found.tokens,
+        bits_per_weight: found.bits_per_weight,
+        shares: [found.q_neg1, found.q_zero, found.q_pos1],
+        seconds: found.seconds,
+        windows: found.window_losses.iter().map(|&loss| loss as f32).collect(),
+    })
 }
 
-impl Figures {
-    fn evaluation(&self, part: Part) -> Option<Evaluation> {
-        let finite = |x: Option<f64>| x.filter(|x| x.is_finite());
-        Some(Evaluation {
-            part,
-            eval_loss: finite(self.eval_loss)?,
-            eval_ppl: finite(self.eval_ppl)?,
-            eval_bpb: finite(self.eval_bpb)?,
-            tokens: self.tokens,
-            bits_per_weight: finite(self.bits_per_weight)?,
-            shares: [self.q_neg1, self.q_zero, self.q_pos1].map(|share| share.unwrap_or(0.0)),
-            seconds: self.seconds,
-            windows: self.window_losses.clone(),
-        })
-    }
+/// What the evaluator left.
+fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    let bytes = files::read_regular(path, files::LARGEST_TEXT)
+        .with_context(|| format!("the evaluator left no {}", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("cannot read {}", path.display()))
 }
 
 impl Search<'_> {
@@ -108,25 +89,19 @@ impl Search<'_> {
     /// The figures, or how the evaluator broke down.
     fn evaluate_once(&self, subject: Subject, part: Part) -> Result<Result<Evaluation, String>, Broken> {
         self.check_pins()?;
-        let part_name = match part {
-            Part::Train => "train",
-            Part::Dev => "dev",
-            Part::Select => "select",
-            Part::Report => "report",
-        };
         let folder = self.evaluation_folder(subject);
         let (what, stem) = match subject {
             Subject::Run(run) => (run.to_string(), "eval"),
             Subject::Base => ("full-precision parent".into(), "floor"),
         };
-        let stem = if part == Part::Select { stem.to_owned() } else { format!("{stem}-{part_name}") };
+        let stem = if part == Part::Select { stem.to_owned() } else { format!("{stem}-{part}") };
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let out: PathBuf = folder.join(format!("{stem}.json"));
         let log = folder.join(format!("{stem}.log"));
         if out.exists() {
             std::fs::remove_file(&out).with_context(|| format!("cannot replace {}", out.display()))?;
         }
-        let mut task = self.evaluator(&folder, &log, part_name, &out);
+        let mut task = self.evaluator(&folder, &log, part, &out);
         task = match subject {
             Subject::Run(run) => task.flag("--artifact", self.layout.artifact(run)),
             Subject::Base => task.arg("--base"),
@@ -137,27 +112,22 @@ impl Search<'_> {
         };
         let confined = self.sandboxed().then(|| self.confine_evaluation(artifact, &folder)).transpose()?;
         task = self.machine(task).env("TMPDIR", &folder).confined(confined);
-        let bar = self.printer.spinner(format!("{what} evaluating on {part_name}"));
+        let bar = self.printer.spinner(format!("{what} evaluating on {part}"));
         let finished = self.runner.run(&task, |progress| bar.tick(progress.elapsed))?;
         drop(bar);
-        let figures = || -> anyhow::Result<Figures> {
-            let bytes = files::read_regular(&out, files::LARGEST_TEXT)
-                .with_context(|| format!("the evaluator left no {}", out.display()))?;
-            serde_json::from_slice(&bytes).with_context(|| format!("cannot read {}", out.display()))
-        };
         let said = || child::last_lines(&log, 6);
         let broke = match finished.end {
-            End::Exited(0) => match figures()?.evaluation(part) {
+            End::Exited(0) => match record(read(&out)?) {
                 Some(evaluation) => return Ok(Ok(evaluation)),
                 None => return Err(Broken::Failed(Status::Invalid, "its loss is not a number".into())),
             },
             End::Exited(INVALID) => {
-                let reason = figures().ok().and_then(|f| f.invalid);
-                return Err(Broken::Failed(Status::Invalid, reason.unwrap_or_else(|| child::last_lines(&log, 1))));
+                let reason = read::<Refused>(&out).map_or_else(|_| child::last_lines(&log, 1), |found| found.invalid);
+                return Err(Broken::Failed(Status::Invalid, reason));
             }
             End::Interrupted => return Err(Broken::Interrupted("evaluating")),
             // Its own way of saying that it could not measure at all.
-            End::Exited(code) if code == 1 || code == i32::from(sandbox::FAILED) => {
+            End::Exited(code) if code == FAILED || code == i32::from(sandbox::FAILED) => {
                 return Err(anyhow!(
                     "the evaluator could not measure {what}; its output is in {}:\n{}\nfix that and run again: the \
                      experiment continues from here",
@@ -174,39 +144,36 @@ impl Search<'_> {
         Ok(Err(broke))
     }
 
-    fn evaluator(&self, folder: &Path, log: &Path, part: &str, out: &Path) -> Task {
+    fn evaluator(&self, folder: &Path, log: &Path, part: Part, out: &Path) -> Task {
         Task::new(self.layout.evaluator(), folder, log.to_owned(), LIMIT, GRACE)
             .flag("--campaign", self.layout.campaign_copy())
             .flag("--data", &self.data)
-            .flag("--part", part)
+            .flag("--part", part.name())
             .flag("--out", out)
     }
 
     /// Seconds of the processor that the evaluator's fixed piece of work takes now: how fast the machine is, measured out of
     /// any recipe's reach.
     pub(super) fn probe(&self) -> Result<f64, Broken> {
-        #[derive(Deserialize)]
-        struct Probed {
-            probe_seconds: f64,
-        }
         self.check_pins()?;
         let folder = self.layout.run().join("speed");
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let (out, log) = (folder.join("probe.json"), folder.join("probe.log"));
         let confined = self.sandboxed().then(|| self.confine_evaluation(None, &folder)).transpose()?;
-        let task = self.evaluator(&folder, &log, "dev", &out).arg("--probe");
+        let task = self.evaluator(&folder, &log, Part::Dev, &out).arg("--probe");
         let task = self.spinning(self.machine(task)).env("TMPDIR", &folder).confined(confined);
         let finished = self.runner.run(&task, |_| {})?;
         if matches!(finished.end, End::Interrupted) {
             return Err(Broken::Interrupted("timing the machine"));
         }
-        let read = || -> anyhow::Result<f64> {
+        let found = || -> anyhow::Result<f64> {
             anyhow::ensure!(matches!(finished.end, End::Exited(0)), "it ended with {:?}", finished.end);
-            let probed: Probed = serde_json::from_slice(&files::read_regular(&out, files::LARGEST_TEXT)?)?;
+            let probed: Probed = read(&out)?;
             anyhow::ensure!(probed.probe_seconds > 0.0, "it took {} s", probed.probe_seconds);
             Ok(probed.probe_seconds)
         };
-        Ok(read().with_context(|| format!("the evaluator cannot time this machine: {}", child::last_lines(&log, 2)))?)
+        Ok(found()
+            .with_context(|| format!("the evaluator cannot time this machine: {}", child::last_lines(&log, 2)))?)
     }
 
     /// Where a measurement is written down.

@@ -9,7 +9,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use campaign::AgentKind;
+use formats::campaign::AgentKind;
+use formats::contract;
 use language_model::edit::{Edit, Rules};
 use language_model::{Spent, quote};
 
@@ -415,7 +416,7 @@ impl Search<'_> {
             prompt_tokens: agent.prompt_tokens,
             history_tokens: agent.history_tokens,
             diffs,
-            log: prompt::log(&self.layout.out(Run::Experiment(incumbent.experiment)).join("train.tsv")),
+            log: prompt::log(&self.layout.out(Run::Experiment(incumbent.experiment)).join(contract::LOG)),
             left: left.to_string(),
             in_flight,
             recipe: recipe.to_owned(),

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use campaign::{Clock, LARGEST_CORRECTION};
-use serde::Deserialize;
+use formats::campaign::{Clock, LARGEST_CORRECTION};
+use formats::contract::{self, Ended, Summary};
 
 use super::confine::{enforced, unconfined};
 use super::{Broken, Trainer, handed_over};
@@ -19,25 +19,11 @@ use crate::ledger::{Processor, Proposed, Speed, Status, Trained};
 use crate::results::figure;
 use crate::search::Search;
 
-/// The trainer's exit code for a loss that is not a number or above 100.
-const DIVERGED: i32 = 3;
+/// [`contract::DIVERGED`] as the system gives it.
+const DIVERGED: i32 = contract::DIVERGED as i32;
 
 /// Bytes of a summary that are read.
 const LONGEST_SUMMARY: u64 = 1 << 16;
-
-/// What is read of the trainer's `summary.json`. It comes from the process that the recipe runs in, so it is believed
-/// within what [`Search::implausible`] allows, and no verdict depends on it.
-#[derive(Debug, Deserialize)]
-struct Summary {
-    status: String,
-    training_seconds: f64,
-    #[serde(default)]
-    processor_seconds: Option<f64>,
-    #[serde(default)]
-    probe_seconds: Option<f64>,
-    num_steps: u64,
-    tokens: u64,
-}
 
 /// How a training run came out.
 enum Outcome {
@@ -125,7 +111,7 @@ impl Search<'_> {
         let bar = self.printer.bar(format!("{run} training"));
         let finished = self.runner.run(&task, |progress| {
             if bar.visible() {
-                let step = last_step(&progress.scratch.unwrap_or(&out).join("train.tsv"));
+                let step = last_step(&progress.scratch.unwrap_or(&out).join(contract::LOG));
                 let message = step.as_ref().map_or_else(
                     || proposed.description.clone(),
                     |s| format!("step {} loss {}", s.step, figure(s.train_loss, 3)),
@@ -172,9 +158,9 @@ impl Search<'_> {
             End::Exited(code) if unconfined(code, confined.as_ref()) => {
                 return Err(anyhow!("the trainer could not be confined: {}", child::last_lines(&log, 2)).into());
             }
-            End::Exited(0) => match read_summary(&out.join("summary.json")) {
-                Ok(summary) if summary.status == "terminated" => "ended early by a signal from outside".into(),
-                Ok(summary) if summary.status == "returned" => {
+            End::Exited(0) => match read_summary(&out.join(contract::SUMMARY)) {
+                Ok(summary) if summary.status == Ended::Terminated => "ended early by a signal from outside".into(),
+                Ok(summary) if summary.status == Ended::Returned => {
                     "returned before its budget was spent: it trains until progress() is None".into()
                 }
                 Ok(_) if !handed_over(self, run) => finished.refused.first().map_or_else(
@@ -467,6 +453,8 @@ impl Search<'_> {
     }
 }
 
+/// It comes from the process that the recipe runs in, so it is believed within what [`Search::implausible`] allows, and no
+/// verdict depends on it.
 fn read_summary(path: &Path) -> Result<Summary> {
     Ok(serde_json::from_reader(files::open_untrusted(path)?.take(LONGEST_SUMMARY))?)
 }
@@ -498,9 +486,9 @@ fn last_step(path: &Path) -> Option<LastStep> {
     };
     Some(LastStep {
         step: column("step")? as u64,
-        train_loss: column("train_loss")?,
-        time_s: column("time_s")?,
-        tokens_per_s: column("tokens_per_s").unwrap_or(0.0),
+        train_loss: column(contract::TRAIN_LOSS)?,
+        time_s: column(contract::TIME_S)?,
+        tokens_per_s: column(contract::TOKENS_PER_S).unwrap_or(0.0),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use corpus::Part;
+use formats::corpus::Part;
 use sandbox::Enforced;
 use serde::{Deserialize, Serialize};
 

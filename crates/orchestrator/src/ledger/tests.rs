@@ -1,6 +1,6 @@
 //! Records in every order that can happen, and some that cannot.
 
-use corpus::Part;
+use formats::corpus::Part;
 use proptest::prelude::*;
 
 use super::*;

@@ -1,7 +1,7 @@
 //! What each kept experiment gained over the baseline: when it was kept, on fresh seeds, and on the report part. What the
 //! first says more than the others is the gain by selection.
 
-use corpus::Part;
+use formats::corpus::Part;
 use serde::Serialize;
 
 use crate::ledger::{Evaluation, Row, State, Status, compare};

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use corpus::Part;
+use formats::campaign;
+use formats::corpus::Part;
 use serde::Serialize;
 
 use super::kept::{Figures, Gain, Kept, Mean, figures, kept};

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use corpus::Part;
+use formats::corpus::Part;
 
 use super::*;
 use crate::ledger::{Evaluation, Replicate, State, Trained};

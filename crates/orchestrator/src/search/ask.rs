@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use campaign::{AgentKind, Campaign};
+use formats::campaign::{AgentKind, Campaign};
 use language_model::{Cancel, Spent};
 use serde::Serialize;
 

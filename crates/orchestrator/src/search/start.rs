@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, anyhow};
-use campaign::{AgentKind, Campaign, Sandbox};
+use formats::campaign::{AgentKind, Campaign, Sandbox};
 use language_model::Cancel;
 
 use super::ask::check_question;

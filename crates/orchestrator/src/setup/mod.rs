@@ -11,7 +11,7 @@ mod step;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use campaign::Campaign;
+use formats::campaign::Campaign;
 
 pub use data::keep;
 pub use libtorch::{folder as libtorch_folder, libtorch};

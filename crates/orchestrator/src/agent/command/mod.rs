@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use campaign::Agent;
-use campaign::command::{MUTABLE_FILE, PROMPT_FILE, PromptBy};
+use formats::campaign::Agent;
+use formats::campaign::command::{MUTABLE_FILE, PROMPT_FILE, PromptBy};
 use git2::Oid;
 use language_model::edit::{self, Format};
 use language_model::{

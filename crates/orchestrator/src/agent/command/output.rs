@@ -2,7 +2,7 @@
 //!
 //! What is not in the form that was asked for is taken for text, so that an error message is not lost.
 
-use campaign::command::Output;
+use formats::campaign::command::Output;
 use language_model::{Usage, printable};
 use serde_json::Value;
 

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use campaign::command::{Output, Preset, PromptBy};
+use formats::campaign;
+use formats::campaign::command::{Output, Preset, PromptBy};
 
 /// A coding program, and all that it may use.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use campaign::Caps;
+use formats::campaign::Caps;
 use language_model::Spent;
 
 /// What is done and spent, and what may still be.

@@ -1,5 +1,6 @@
 //! Questions about a search, in whatever room there is.
 
+use formats::campaign;
 use std::path::Path;
 
 use language_model::edit::Format;

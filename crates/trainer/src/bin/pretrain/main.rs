@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use artifact::{ModelConfig, ProjectionKind};
-use campaign::{Campaign, Part, Pretrain};
 use clap::Parser;
-use corpus::Corpus;
+use formats::artifact::{ModelConfig, ProjectionKind};
+use formats::campaign::{Campaign, Part, Pretrain};
+use formats::corpus::Corpus;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Decoder, Linears, Weights};
 use sha2::{Digest, Sha256};
