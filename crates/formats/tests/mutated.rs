@@ -1,4 +1,4 @@
-//! A fuzzer that runs everywhere: artifacts changed at random and sealed again. `crates/artifact/fuzz` goes deeper.
+//! A fuzzer that runs everywhere: artifacts changed at random and sealed again. `fuzz` goes deeper.
 #![allow(clippy::unwrap_used)]
 
 mod sample;
