@@ -1,4 +1,7 @@
-//! Links libtorch (see the torch-link crate).
+//! Links libtorch.
+
+include!("../ternary/link.rs");
+
 fn main() {
-    torch_link::emit();
+    link();
 }

@@ -8,12 +8,12 @@
 
 use anyhow::{Result, ensure};
 use formats::artifact::{Grouping, ProjectionKind};
-use model::{Calibration, Decoder, Frozen, Linears, Taps, Weights};
 use tch::{Kind, Reduction, Tensor};
 use ternary::adapter::LoraWeight;
 use ternary::distill::{feature_loss, relation_loss};
 use ternary::learned::FixedCodes;
 use ternary::loss::{Teacher, objective};
+use ternary::model::{Calibration, Decoder, Frozen, Linears, Taps, Weights};
 use ternary::muon::{self, Muon};
 use ternary::optim::{AdamW, Group, GroupId, Options};
 use ternary::quantize::{Quantized, Scale};
@@ -195,7 +195,7 @@ pub fn train(run: &mut Run) -> Result<Trained> {
 /// [`train`] with other knobs.
 pub fn train_with(knobs: &Knobs, run: &mut Run) -> Result<Trained> {
     ensure!(run.is_pretrained(), "this recipe compares what is recovered of a parent: give the campaign one");
-    let compute = model::ops::preferred_kind(run.device());
+    let compute = ternary::model::ops::preferred_kind(run.device());
     let weights = run.initial_weights(Kind::Float)?;
     let mut student = Student::new(knobs, run, &weights, compute)?;
     let distils =
@@ -447,7 +447,7 @@ impl Linears for Projections {
         let weights: Vec<&Tensor> = chosen.iter().map(|projection| projection.leaf()).collect();
         // λ also blends in the rounding of the inputs, as the Hugging Face blog does.
         let x = ternary::activation::fake_quantize(x, self.activation_bits, self.lambda);
-        let products = model::ops::linears(&x, &weights);
+        let products = ternary::model::ops::linears(&x, &weights);
         let with_bias = |(product, projection): (Tensor, &&Projection)| match &projection.tequila {
             Some(tequila) => product + tequila.bias(),
             None => product,

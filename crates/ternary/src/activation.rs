@@ -161,8 +161,8 @@ mod tests {
 
     #[test]
     fn agrees_with_tensor_operations() {
-        draws::seed(1);
-        let x = draws::normal([7, 5, 131]) * 3.0;
+        crate::draws::seed(1);
+        let x = crate::draws::normal([7, 5, 131]) * 3.0;
         for bits in [8, 4] {
             for lambda in [None, Some(1.0), Some(0.3)] {
                 let plain = on_device(&x, f64::from((1 << (bits - 1)) - 1), lambda);

@@ -51,8 +51,8 @@ mod tests {
 
     #[test]
     fn averages_are_weighted_by_age() {
-        draws::seed(1);
-        let new = || draws::normal([3, 4]);
+        crate::draws::seed(1);
+        let new = || crate::draws::normal([3, 4]);
         let masters = [new(), new()];
         let mut average = Average::new(&masters, 0.8);
         assert_eq!(average.apply(), masters, "there is no average yet");

@@ -408,9 +408,9 @@ mod tests {
 
     /// Weights whose groups differ in size by orders of magnitude, with zeros among them.
     fn weights(rows: i64, columns: i64) -> Tensor {
-        draws::seed(7);
-        let spread = draws::normal([rows, 1]).exp();
-        let w = draws::normal([rows, columns]) * spread * 0.02;
+        crate::draws::seed(7);
+        let spread = crate::draws::normal([rows, 1]).exp();
+        let w = crate::draws::normal([rows, columns]) * spread * 0.02;
         &w * w.abs().gt(0.001).to_kind(Kind::Float)
     }
 

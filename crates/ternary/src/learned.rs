@@ -230,12 +230,12 @@ mod tests {
 
     #[test]
     fn the_cpus_gradients_are_those_of_tensor_operations() {
-        draws::seed(1);
-        let normal = || draws::normal([48, 1200]);
+        crate::draws::seed(1);
+        let normal = || crate::draws::normal([48, 1200]);
         let (w, gradient) = (normal() * normal().ge(-1.5), normal());
         let slopes = Slopes { level: 0.7, threshold: 0.4, bound: 0.9, sign_only: false, within: 0.8, beyond: 0.3 };
         for shape in [vec![1], vec![48, 1], vec![48, 16], vec![48, 400]] {
-            let alpha = draws::uniform(&shape) + 0.5;
+            let alpha = crate::draws::uniform(&shape) + 0.5;
             for kind in [Kind::Float, Kind::BFloat16] {
                 for sign_only in [false, true] {
                     let slopes = Slopes { sign_only, ..slopes };

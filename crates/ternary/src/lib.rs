@@ -1,6 +1,6 @@
 //! The tested parts that a training recipe is put together from: ternary quantizers, straight-through weights,
-//! activation quantization, schedules, fused AdamW and losses over a large vocabulary. It knows no model, no data and
-//! no command line.
+//! activation quantization, schedules, fused AdamW, losses over a large vocabulary, and the decoder that they are used
+//! in. It knows no data and no command line.
 //!
 //! # A step
 //!
@@ -32,7 +32,7 @@
 //! | Sherry and Arenas, arXiv 2601.07892 | [`quantize::Scale::ThreeOfFour`], [`weight::TernaryWeight::refresh_with_residual`], [`schedule::Residual`] | is exact, without the residual |
 //! | Hestia, arXiv 2601.20745 | [`weight::Estimator::Soft`], [`schedule::Temperature`] | is exact |
 //! | GPTQ, arXiv 2210.17323, and PT2-LLM, arXiv 2510.03267, as starts | [`start`], [`weight::TernaryWeight::set_levels`] | is exact |
-//! | distillation, arXiv 1503.02531; BitDistill, arXiv 2510.13998 | [`loss::Teacher`]; [`distill::relation_loss`], [`loss::Objective::add`]; SubLN: `SubLayerNorm` of `model` | is another model where there is SubLN |
+//! | distillation, arXiv 1503.02531; BitDistill, arXiv 2510.13998 | [`loss::Teacher`]; [`distill::relation_loss`], [`loss::Objective::add`]; SubLN: [`model::SubLayerNorm`] | is another model where there is SubLN |
 //! | HIGGS, arXiv 2411.17525; FlatQuant, arXiv 2410.09426; SmoothQuant, arXiv 2211.10438 | [`transform`] | only of what a norm takes over |
 //! | AdamW, arXiv 1711.05101; Muon, arXiv 2502.16982 | [`optim`], [`muon`], [`average`] | |
 //! | Fisher information; traces as in HAWQ-V2, arXiv 1911.03852 | [`sensitivity`] | |
@@ -41,14 +41,18 @@ pub mod activation;
 pub mod adapter;
 pub mod average;
 pub mod distill;
+#[cfg(test)]
+mod draws;
 pub mod grid;
 mod kernel;
 pub mod learned;
 pub mod loss;
 pub mod metrics;
+pub mod model;
 pub mod muon;
 mod native;
 pub mod optim;
+pub mod probe;
 pub mod quantize;
 pub mod schedule;
 pub mod sensitivity;

@@ -211,10 +211,10 @@ mod tests {
 
     #[test]
     fn the_cpus_gradient_is_that_of_tensor_operations() {
-        draws::seed(6);
-        let normal = || draws::normal([5, 5003]) * 4.0;
+        crate::draws::seed(6);
+        let normal = || crate::draws::normal([5, 5003]) * 4.0;
         let (logits, teacher_logits) = (normal(), normal());
-        let targets = draws::integers(5003, [5]);
+        let targets = crate::draws::integers(5003, [5]);
         for (weight, temperature) in [(None, 1.0), (Some(0.4), 2.5), (Some(1.0), 1.0)] {
             let teacher = weight.map(|weight| {
                 let teacher = Teacher { hidden: &logits, head: &logits, weight, temperature };

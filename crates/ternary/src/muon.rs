@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     fn normal(rows: i64, columns: i64) -> Tensor {
-        draws::normal([rows, columns])
+        crate::draws::normal([rows, columns])
     }
 
     /// The polynomial on the singular values, in f64.
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn orthogonal_is_the_polynomial_of_singular_values() {
-        draws::seed(1);
+        crate::draws::seed(1);
         for (rows, columns) in [(24, 24), (16, 40), (40, 16), (1, 9)] {
             let x = normal(rows, columns) * 1e-3;
             for iterations in [1, 5] {
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn steps_are_their_formula() {
-        draws::seed(2);
+        crate::draws::seed(2);
         let rates = [(0.02, 0.0), (0.05, 0.1)];
         let shapes = [(12, 8), (6, 20)];
         for nesterov in [true, false] {

@@ -240,7 +240,7 @@ fn plain_adamw(one: &FusedParameter<'_>, steps: u64, numbers: &FusedNumbers, sca
 
 #[cfg(test)]
 mod tests {
-    use draws::normal;
+    use crate::draws::normal;
 
     use super::*;
 
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn is_the_papers_with_rates_of_each_group() {
-        draws::seed(1);
+        crate::draws::seed(1);
         let options = Options { clip: None, ..Options::default() };
         let mut adamw = AdamW::new(options);
         let rates = [(1e-2, 0.0), (3e-3, 0.1)];
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn clips_by_the_global_norm() {
-        draws::seed(2);
+        crate::draws::seed(2);
         for (size, clip) in [(1.0, 0.5), (1e-4, 0.5)] {
             let options = Options { clip: Some(clip), epsilon: 1e-2, ..Options::default() };
             let parameters: Vec<Tensor> = SHAPES.iter().map(normal).collect();
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_parameter_without_a_gradient_is_left_alone() {
-        draws::seed(3);
+        crate::draws::seed(3);
         let options = Options { clip: None, ..Options::default() };
         let parameters = [normal([9]), normal([9])];
         let before = [parameters[0].copy(), parameters[1].copy()];
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn takes_bf16_gradients() {
-        draws::seed(4);
+        crate::draws::seed(4);
         let options = Options::default();
         let parameter = normal([64, 64]);
         let before = parameter.copy();
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn the_plain_step_is_the_fused_one() {
-        draws::seed(5);
+        crate::draws::seed(5);
         let numbers = FusedNumbers { learning_rate: 1e-2, betas: (0.9, 0.95), weight_decay: 0.1, epsilon: 1e-8 };
         let scale = Tensor::from(3f32);
         let (a, b) = (normal([40]), Tensor::zeros([40], (Kind::Float, Device::Cpu)));
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_gradient_may_be_strided() {
-        draws::seed(6);
+        crate::draws::seed(6);
         let options = Options { clip: None, ..Options::default() };
         let parameter = normal([4, 6]);
         let before = parameter.copy();

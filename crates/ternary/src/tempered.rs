@@ -269,8 +269,8 @@ mod tests {
     #[test]
     fn agrees_with_autograd() {
         // With another seed a weight may lie within rounding of a threshold, where the two may differ by a code.
-        draws::seed(2);
-        let normal = || draws::normal([24, 1152]);
+        crate::draws::seed(2);
+        let normal = || crate::draws::normal([24, 1152]);
         let w = normal() * 0.02 * normal().narrow(1, 0, 1).exp();
         let w = &w * w.abs().gt(1e-3);
         let given = normal();

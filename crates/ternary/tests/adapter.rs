@@ -1,5 +1,8 @@
 //! Low-rank adapters: their gradients are those of the formula, and what is exported is what was trained, merged.
 
+#[path = "../src/draws.rs"]
+mod draws;
+
 use formats::artifact::Grouping;
 use tch::{Kind, Tensor};
 use ternary::adapter::LoraWeight;

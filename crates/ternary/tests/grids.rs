@@ -1,5 +1,8 @@
 //! Grids that no artifact holds: their gradients against autograd, λ, and what they say when they are exported.
 
+#[path = "../src/draws.rs"]
+mod draws;
+
 use draws::normal;
 use formats::artifact::Grouping;
 use tch::{Kind, Tensor};

@@ -1,5 +1,8 @@
 //! Chunked losses against losses over whole logits, and against numerical derivatives.
 
+#[path = "../src/draws.rs"]
+mod draws;
+
 use draws::normal;
 use tch::{Kind, Tensor};
 use ternary::distill::{feature_loss, relation_loss};

@@ -1,6 +1,9 @@
 //! Sensitivities against exact second derivatives, the chooser against every choice, and nearness to a parent against
 //! whole logits.
 
+#[path = "../src/draws.rs"]
+mod draws;
+
 use draws::normal;
 use tch::{Kind, Tensor};
 use ternary::metrics::nearness;

@@ -1,5 +1,8 @@
 //! Starting points from inputs, against slow and independent ways to the same numbers.
 
+#[path = "../src/draws.rs"]
+mod draws;
+
 use draws::normal;
 use formats::artifact::Grouping;
 use tch::{Device, Kind, Tensor};

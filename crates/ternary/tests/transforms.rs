@@ -1,5 +1,8 @@
 //! Transforms leave products alone, undo themselves, and do what they are for.
 
+#[path = "../src/draws.rs"]
+mod draws;
+
 use draws::normal;
 use tch::{Device, Kind, Tensor};
 use ternary::Grouping;

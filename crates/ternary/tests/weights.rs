@@ -1,5 +1,8 @@
 //! Quantizers and straight-through weights: what training sees is what is stored, and gradients follow their rules.
 
+#[path = "../src/draws.rs"]
+mod draws;
+
 use draws::normal;
 use formats::artifact::Grouping;
 use tch::{Device, Kind, Tensor};

@@ -11,11 +11,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use formats::artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
 use formats::campaign;
-use model::{Decoder, Dense, Linears, Weights, score};
 use tch::{Device, Kind, Tensor};
 use ternary::activation::{Per, fake_quantize_per};
 use ternary::adapter::LoraWeight;
 use ternary::loss::objective;
+use ternary::model::{Decoder, Dense, Linears, Weights, score};
 use ternary::optim::{AdamW, Group, Options};
 use ternary::quantize::Scale;
 use ternary::weight::{Blend, CastWeight, Estimator, Method, TernaryWeight};
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     tch::set_num_threads(i32::try_from(threads)?);
     tch::manual_seed(0);
-    let compute = model::ops::preferred_kind(Device::Cpu);
+    let compute = ternary::model::ops::preferred_kind(Device::Cpu);
     println!("{threads} threads, products in {compute:?}");
     println!(
         "products of 2048 × 2048 × 2048: f32 {:.0} GFLOP/s, {compute:?} {:.0} GFLOP/s",
@@ -198,7 +198,7 @@ impl Linears for Quantized {
     fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
         let weights: Vec<&Tensor> =
             kinds.iter().map(|&kind| self.0[layer * ProjectionKind::ALL.len() + kind as usize].leaf()).collect();
-        model::ops::linears(x, &weights)
+        ternary::model::ops::linears(x, &weights)
     }
 }
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use formats::artifact::{ModelConfig, ProjectionKind};
 use formats::campaign::{Evaluation, Part, Precision};
 use formats::corpus::Corpus;
-use model::{Decoder, Dense, Linears, Score, Weights};
 use tch::{Device, Kind, Tensor};
+use ternary::model::{Decoder, Dense, Linears, Score, Weights};
 
 use crate::frame::Trained;
 use crate::log::DevColumns;
@@ -92,7 +92,7 @@ impl Dev {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let part = model::score(&decoder, &linears, ids, &self.token_bytes, self.window, |_| {});
+            let part = ternary::model::score(&decoder, &linears, ids, &self.token_bytes, self.window, |_| {});
             score.nats += part.nats;
             score.tokens += part.tokens;
             score.bytes += part.bytes;

@@ -13,9 +13,9 @@ use formats::campaign::{Campaign, Part};
 use formats::contract::{self, Ended, Summary};
 use formats::corpus::Corpus;
 use indicatif::{ProgressBar, ProgressStyle};
-use model::Weights;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
+use ternary::model::Weights;
 use ternary::quantize::Quantized;
 
 use crate::args::{self, Args};

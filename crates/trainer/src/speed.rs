@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use formats::campaign::LARGEST_CORRECTION;
-use model::Probe;
+use ternary::probe::Probe;
 
 /// Counted seconds from one probe to the next: a probe takes 8 ms, so this is 3 % of a run.
 const EVERY: f64 = 0.25;

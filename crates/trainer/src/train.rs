@@ -1,14 +1,14 @@
 //! The recipe: how a model becomes ternary within the budget. The one file that a search may change.
 //!
 //! From top to bottom: the knobs, the quantized projections, the model, the loop. What is settled (quantizers,
-//! schedules, optimizer, losses; the decoder) is called by name from `ternary` and `model`; budget, data, log and
+//! schedules, optimizer, losses; the decoder) is called by name from `ternary`; budget, data, log and
 //! artifact are the frame's. A comment `search: …` at a knob is its search space: `log A..B`, `A..B` or `X | Y | Z`.
 
 use anyhow::Result;
 use formats::artifact::{Grouping, ProjectionKind};
-use model::{Decoder, Dense, Linears, Weights};
 use tch::{Kind, Tensor};
 use ternary::loss::{Teacher, objective};
+use ternary::model::{Decoder, Dense, Linears, Weights};
 use ternary::optim::{AdamW, Group, Options};
 use ternary::quantize::Scale;
 use ternary::schedule::{Decay, Lambda, LearningRate, Temperature, Warmup};
@@ -154,7 +154,7 @@ const PRETRAINED: Knobs = Knobs {
 /// Trains until the budget is spent and returns the model at hard ternary.
 pub fn train(run: &mut Run) -> Result<Trained> {
     let knobs = if run.is_pretrained() { PRETRAINED } else { SCRATCH };
-    let compute = model::ops::preferred_kind(run.device());
+    let compute = ternary::model::ops::preferred_kind(run.device());
     let mut student = Student::new(&knobs, run, compute)?;
     let mut optimizer = student.optimizer(&knobs);
     let parent = (run.is_pretrained() && knobs.distillation > 0.0).then(|| Parent::new(run, compute)).transpose()?;
@@ -215,7 +215,7 @@ impl Linears for Projections {
         let weights: Vec<&Tensor> = kinds.iter().map(|&kind| self.blocks[layer][kind as usize].leaf()).collect();
         // λ also blends in the rounding of the inputs, as the Hugging Face blog does.
         let x = ternary::activation::fake_quantize(x, self.activation_bits, self.lambda);
-        model::ops::linears(&x, &weights)
+        ternary::model::ops::linears(&x, &weights)
     }
 }
 

@@ -10,9 +10,9 @@ mod fixture;
 use fixture::Fixture;
 use formats::artifact::{Grouping, ModelConfig, ProjectionKind};
 use formats::corpus::{Corpus, Part};
-use model::{Decoder, Linears, Weights};
 use tch::{Device, Kind, Tensor};
 use ternary::loss::objective;
+use ternary::model::{Decoder, Linears, Weights};
 use ternary::optim::{AdamW, Group, Options};
 use ternary::quantize::Scale;
 use ternary::schedule::{Decay, Lambda, LearningRate, Warmup};
@@ -33,7 +33,7 @@ struct Projections(Vec<Vec<TernaryWeight>>);
 impl Linears for Projections {
     fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
         let weights: Vec<&Tensor> = kinds.iter().map(|&kind| self.0[layer][kind as usize].leaf()).collect();
-        model::ops::linears(x, &weights)
+        ternary::model::ops::linears(x, &weights)
     }
 }
 

@@ -21,8 +21,9 @@ use formats::campaign::{Campaign, Part, Precision};
 use formats::contract::{Evaluation, FAILED, INVALID, Probed, Refused};
 use formats::corpus::Corpus;
 use indicatif::{ProgressBar, ProgressStyle};
-use model::{Decoder, Dense, Probe, Weights};
 use tch::{Cuda, Device, Kind};
+use ternary::model::{Decoder, Dense, Weights};
+use ternary::probe::Probe;
 
 /// Times that the piece of work is timed: most of a second.
 const PROBES: u32 = 100;
@@ -227,7 +228,7 @@ fn measure(args: &Args) -> Result<Outcome> {
     bar.set_style(ProgressStyle::with_template("{msg} {bar:32} {pos}/{len} tokens, {per_sec}, {eta} left")?);
     let start = Instant::now();
     let window = campaign.evaluation.window;
-    let score = model::score(&decoder, &linears, &text.ids, &text.token_bytes, window, |done| {
+    let score = ternary::model::score(&decoder, &linears, &text.ids, &text.token_bytes, window, |done| {
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 use formats::artifact::{Artifact, DenseData, ProjectionKind};
-use model::{Dense, Linears, Weights};
 use tch::{Device, Kind, Tensor};
+use ternary::model::{Dense, Linears, Weights};
 
 /// Unpacks the artifact: codes times scales, stored tensors, and those it takes from `base`.
 ///

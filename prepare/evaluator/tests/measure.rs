@@ -7,16 +7,16 @@ use std::path::Path;
 use fixture::{Fixture, config, ids, token_bytes};
 use formats::artifact;
 use formats::artifact::Artifact;
-use model::{Decoder, Dense, Weights};
 use tch::{Device, Kind, Tensor};
+use ternary::model::{Decoder, Dense, Weights};
 
 /// Score on `select` of these weights, in this process.
-fn expected(weights: &Weights) -> model::Score {
+fn expected(weights: &Weights) -> ternary::model::Score {
     let decoder = Decoder::new(&config(), weights, Kind::Float).expect("decoder");
     let linears = Dense::new(&config(), weights, Kind::Float).expect("linears");
     let mut text: Vec<i64> = ids(2).iter().map(|&id| i64::from(id)).collect();
     text.push(0);
-    model::score(&decoder, &linears, &text, &token_bytes(), 16, |_| {})
+    ternary::model::score(&decoder, &linears, &text, &token_bytes(), 16, |_| {})
 }
 
 fn near(found: &serde_json::Value, expected: f64) {

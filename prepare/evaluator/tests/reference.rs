@@ -5,11 +5,11 @@
 use std::path::PathBuf;
 
 use formats::campaign::{Source, TextFormat};
-use model::{Decoder, Dense, Weights};
 use prepare::files::Progress;
 use prepare::sources::Fetcher;
 use prepare::{base::Base, documents, tokenizer};
 use tch::{Device, Kind};
+use ternary::model::{Decoder, Dense, Weights};
 
 /// Tokens of the reference's text.
 const TOKENS: usize = 32_768;
@@ -71,12 +71,12 @@ fn smollm2_has_its_reference_perplexity() {
     let measure = |compute: Kind, window: usize, tokens: usize| {
         let decoder = Decoder::new(&config, &weights, compute).expect("decoder");
         let linears = Dense::new(&config, &weights, compute).expect("linears");
-        model::score(&decoder, &linears, &inputs.ids[..tokens], &inputs.token_bytes, window, |_| {})
+        ternary::model::score(&decoder, &linears, &inputs.ids[..tokens], &inputs.token_bytes, window, |_| {})
     };
     let near = |found: f64, expected: f64, part: f64, what: &str| {
         assert!((found / expected - 1.0).abs() < part, "{what}: {found}, expected {expected}");
     };
-    let compute = model::ops::preferred_kind(Device::Cpu);
+    let compute = ternary::model::ops::preferred_kind(Device::Cpu);
     let long = measure(compute, 2048, TOKENS);
     println!("window 2048, {compute:?}: {:.4}, {:.4} bpb", long.perplexity(), long.bits_per_byte());
     near(long.perplexity(), 19.367, 0.005, "window 2048");

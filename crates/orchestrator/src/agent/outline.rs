@@ -33,24 +33,27 @@ struct Shown {
 }
 
 /// The crates that a recipe uses, in the order in which they are shown.
-const SHOWN: [Shown; 4] = [
-    // Grids and rotations cannot be exported, nor can a projection that stays dense.
+const SHOWN: [Shown; 3] = [
+    // Grids and rotations cannot be exported, nor can a projection that stays dense. Files are read, and texts scored, by the
+    // frame, which also times the machine. No artifact holds a norm inside a block.
     Shown {
         name: "ternary",
         items: &[],
-        without: &["grid", "Hadamard", "Kronecker", "Candidate", "exceptions", "UnknownSchedule", "weight_quant"],
-    },
-    // Files are read, and texts scored, by the frame. No artifact holds a norm inside a block.
-    Shown {
-        name: "model",
-        items: &[],
         without: &[
+            "grid",
+            "probe",
+            "Hadamard",
+            "Kronecker",
+            "Candidate",
+            "exceptions",
+            "UnknownSchedule",
+            "weight_quant",
             "Score",
             "score",
             "Rope",
             "HeadNorm",
             "rotate",
-            "ops::portable",
+            "model::ops::portable",
             "SubLayerNorm",
             "ModelError",
             "Weights::config",
@@ -70,8 +73,24 @@ const SHOWN: [Shown; 4] = [
     },
 ];
 
-/// What `formats` was in checkouts whose search began before it.
-const FORMERLY: [Shown; 2] = [
+/// What was a crate of its own in checkouts whose search began before `formats`.
+const FORMERLY: [Shown; 3] = [
+    Shown {
+        name: "model",
+        items: &[],
+        without: &[
+            "Score",
+            "score",
+            "Rope",
+            "HeadNorm",
+            "rotate",
+            "ops::portable",
+            "SubLayerNorm",
+            "ModelError",
+            "Weights::config",
+            "Weights::load",
+        ],
+    },
     Shown {
         name: "artifact",
         items: &["Architecture", "Grouping", "ModelConfig", "ProjectionKind"],

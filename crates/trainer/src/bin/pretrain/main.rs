@@ -18,10 +18,10 @@ use formats::artifact::{ModelConfig, ProjectionKind};
 use formats::campaign::{Campaign, Part, Pretrain};
 use formats::corpus::Corpus;
 use indicatif::{ProgressBar, ProgressStyle};
-use model::{Decoder, Linears, Weights};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 use ternary::loss::objective;
+use ternary::model::{Decoder, Linears, Weights};
 use ternary::optim::{AdamW, Group, Options};
 use ternary::schedule::{Decay, LearningRate};
 use ternary::weight::CastWeight;
@@ -183,7 +183,7 @@ struct Projections {
 impl Linears for Projections {
     fn project(&self, layer: usize, kinds: &[ProjectionKind], x: &Tensor) -> Vec<Tensor> {
         let weights: Vec<&Tensor> = kinds.iter().map(|&kind| self.blocks[layer][kind as usize].leaf()).collect();
-        model::ops::linears(x, &weights)
+        ternary::model::ops::linears(x, &weights)
     }
 }
 
@@ -200,7 +200,7 @@ struct Parent {
 
 impl Parent {
     fn new(config: &ModelConfig, settings: &Pretrain, device: Device) -> Result<Self> {
-        let compute = model::ops::preferred_kind(device);
+        let compute = ternary::model::ops::preferred_kind(device);
         let weights = Weights::init(config, settings.seed, device)?;
         let mut optimizer = AdamW::new(Options { betas: BETAS, ..Options::default() });
         let mut group = |learning_rate, weight_decay| optimizer.group(Group { learning_rate, weight_decay });

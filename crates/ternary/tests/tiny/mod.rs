@@ -1,8 +1,8 @@
 //! A model of a few thousand weights.
 
 use formats::artifact::{Architecture, ModelConfig, RopeScaling};
-use model::Weights;
 use tch::{Device, Kind, Tensor};
+use ternary::model::Weights;
 
 /// A tiny model with grouped-query attention.
 pub fn tiny(architecture: Architecture, tied: bool) -> ModelConfig {

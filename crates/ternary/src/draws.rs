@@ -3,6 +3,8 @@
 //! libtorch has one generator a process, and tests run on parallel threads: between a test's `manual_seed` and its
 //! `randn` another test may draw, and two draws that a test takes for equal are not.
 
+#![allow(dead_code, reason = "each test that includes this file uses a part of it")]
+
 use std::cell::RefCell;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};

@@ -1,8 +1,11 @@
 //! The fused operators against compositions of libtorch's: values and gradients, f32 and bf16.
 
-use model::Rope;
-use model::ops::{self, HeadNorm, portable};
+#[path = "../src/draws.rs"]
+mod draws;
+
 use tch::{Kind, Tensor};
+use ternary::model::Rope;
+use ternary::model::ops::{self, HeadNorm, portable};
 
 fn random(shape: &[i64], kind: Kind) -> Tensor {
     // Values that bf16 holds exactly, so that only the operators differ.

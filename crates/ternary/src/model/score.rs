@@ -4,8 +4,8 @@
 
 use tch::{Tensor, no_grad};
 
-use crate::decoder::Decoder;
-use crate::linears::Linears;
+use crate::model::decoder::Decoder;
+use crate::model::linears::Linears;
 
 /// Tokens that go through the decoder together; several windows when they are short.
 const BATCH_TOKENS: usize = 4096;
@@ -85,7 +85,7 @@ fn batch_losses(decoder: &Decoder, linears: &dyn Linears, tokens: &[i64], length
             decoder.hidden(linears, &ids).view([rows, length, width]).narrow(1, 0, length - 1).reshape([-1, width]);
         let targets = ids.narrow(1, 1, length - 1).reshape([-1]);
         let head = decoder.head().to_kind(hidden.kind());
-        let losses = ternary::loss::cross_entropy(&hidden, &head, &targets).to_device(tch::Device::Cpu);
+        let losses = crate::loss::cross_entropy(&hidden, &head, &targets).to_device(tch::Device::Cpu);
         let mut out = vec![0.0; losses.numel()];
         let count = out.len();
         losses.copy_data(&mut out, count);

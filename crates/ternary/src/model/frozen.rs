@@ -3,9 +3,9 @@
 use formats::artifact::{ModelConfig, ProjectionKind};
 use tch::{Kind, Tensor};
 
-use crate::decoder::{Decoder, Tapped, Taps};
-use crate::linears::Dense;
-use crate::weights::{ModelError, Weights};
+use crate::model::decoder::{Decoder, Tapped, Taps};
+use crate::model::linears::Dense;
+use crate::model::weights::{ModelError, Weights};
 
 /// The full-precision parent of a distillation. Nothing of it has a graph.
 pub struct Frozen {

@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use formats::artifact::{Architecture, ModelConfig, ProjectionKind};
 use tch::{Kind, Tensor};
 
-use crate::linears::Linears;
-use crate::ops::{self, HeadNorm};
-use crate::rope::Rope;
-use crate::weights::{ModelError, Weights};
+use crate::model::linears::Linears;
+use crate::model::ops::{self, HeadNorm};
+use crate::model::rope::Rope;
+use crate::model::weights::{ModelError, Weights};
 
 /// A pre-norm decoder (Llama, Qwen3) without its projections.
 ///
@@ -76,10 +76,10 @@ pub struct Taps<'a> {
 pub struct Tapped {
     /// (B·T, D) in `compute`, as [`Decoder::hidden`] gives them.
     pub hidden: Tensor,
-    /// (B, T, D), f32; for [`ternary::distill::feature_loss`].
+    /// (B, T, D), f32; for [`crate::distill::feature_loss`].
     pub streams: Vec<Tensor>,
     /// Queries (B, T, H·head_dim), keys and values (B, T, H_kv·head_dim) as attention takes them, behind norm and
-    /// rotation; for [`ternary::distill::relation_loss`].
+    /// rotation; for [`crate::distill::relation_loss`].
     pub attention: Vec<[Tensor; 3]>,
 }
 

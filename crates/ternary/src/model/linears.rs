@@ -3,8 +3,8 @@
 use formats::artifact::{ModelConfig, ProjectionKind};
 use tch::{Kind, Tensor};
 
-use crate::ops;
-use crate::weights::{ModelError, Weights};
+use crate::model::ops;
+use crate::model::weights::{ModelError, Weights};
 
 /// The linear projections of the blocks. Kinds passed together share the input, so an implementation may quantize it
 /// once. The calls of a block are `[Q, K, V]`, `[O]`, `[Gate, Up]` and `[Down]`.

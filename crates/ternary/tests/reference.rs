@@ -3,8 +3,8 @@
 mod tiny;
 
 use formats::artifact::{Architecture, ModelConfig, ProjectionKind};
-use model::{Decoder, Dense, Weights, score};
 use tch::{Device, Kind, Tensor};
+use ternary::model::{Decoder, Dense, Weights, score};
 use tiny::{tiny, weights};
 
 fn rows(weights: &Weights, name: &str) -> Vec<Vec<f64>> {

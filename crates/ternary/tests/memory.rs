@@ -2,10 +2,10 @@
 #![cfg(target_os = "linux")]
 
 use formats::artifact::{Architecture, Grouping, ModelConfig, ProjectionKind};
-use model::{Decoder, Frozen, Linears, Tapped, Taps, Weights, ops};
 use tch::{Device, Kind, Tensor};
 use ternary::distill::{feature_loss, relation_loss};
 use ternary::loss::{Teacher, objective};
+use ternary::model::{Decoder, Frozen, Linears, Tapped, Taps, Weights, ops};
 use ternary::optim::{AdamW, Group, Options};
 use ternary::quantize::Scale;
 use ternary::weight::{Blend, Estimator, Method, TernaryWeight};

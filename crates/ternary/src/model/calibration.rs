@@ -4,13 +4,13 @@ use std::cell::{Ref, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::start::Inputs;
 use formats::artifact::ProjectionKind;
 use tch::Tensor;
-use ternary::start::Inputs;
 
-use crate::linears::Linears;
+use crate::model::linears::Linears;
 
-/// Passes every call on to other projections and adds up the inputs of those in some blocks, for [`ternary::start`].
+/// Passes every call on to other projections and adds up the inputs of those in some blocks, for [`crate::start`].
 ///
 /// It keeps in² f64 for each of a block's four inputs and no activations: 27 MB a block of SmolLM2-135M. Take a few
 /// blocks at a time where all are too many.

@@ -5,8 +5,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::native;
-use crate::rope::Rope;
+use crate::model::native;
+use crate::model::rope::Rope;
 
 /// Whether the fused kernels take this: on the CPU, products in f32 or bf16.
 pub(crate) fn fused(x: &Tensor, compute: Kind) -> bool {

@@ -1,12 +1,15 @@
 //! What a recipe gets out of the decoder besides hidden states, against a decoder composed of libtorch's operators in
 //! f64; the model in parts and the frozen model, by bits and by memory.
 
+#[path = "../src/draws.rs"]
+mod draws;
+
 mod tiny;
 
 use formats::artifact::{Architecture, ModelConfig, ProjectionKind};
-use model::ops::{self, HeadNorm};
-use model::{Calibration, Decoder, Dense, Frozen, Linears, Rope, SubLayerNorm, Tapped, Taps, Weights};
 use tch::{Device, Kind, Tensor};
+use ternary::model::ops::{self, HeadNorm};
+use ternary::model::{Calibration, Decoder, Dense, Frozen, Linears, Rope, SubLayerNorm, Tapped, Taps, Weights};
 use tiny::{tiny, weights};
 
 const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];

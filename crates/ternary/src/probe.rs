@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use tch::{Device, Kind, Tensor};
 
-use crate::ops;
+use crate::model::ops;
 
 /// Tokens in the piece of work.
 const TOKENS: i64 = 1024;
