@@ -1,6 +1,6 @@
 //! When an endpoint that failed is worth asking again, so that a loop can go on without it meanwhile.
 //!
-//! Pure: the caller tells the time. No failure is final, as keys are mended and accounts filled while nobody looks.
+//! Pure: the caller tells the time. No failure is final, as keys are replaced and accounts filled while nobody looks.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::{EndpointError, Exchange};
 
 /// Pause after a first failure that passes by itself; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
-/// Longest such pause, and the pause after a failure that somebody has to mend.
+/// Longest such pause, and the pause after a failure that a person has to fix.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
 
 /// Whether an endpoint is left alone, and until when.

@@ -27,7 +27,7 @@ use sandbox::{Policy, Request};
 use wait4::Wait4;
 
 use crate::files;
-use crate::hold;
+use crate::failpoints;
 use crate::secrets;
 pub use interrupts::Interrupts;
 use lifeline::Lifeline;
@@ -294,7 +294,7 @@ impl Runner {
         drop(gate);
         let visible = scratch.visible();
         tracing::debug!(program = %program.display(), pid = pid.as_raw_nonzero().get(), "started");
-        hold::at("program-started");
+        failpoints::at("program-started");
         std::thread::spawn(move || {
             // NOWAIT leaves a zombie behind, so that the group's id cannot be taken by others until it is killed.
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;

@@ -104,7 +104,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             if which.json { print_json(&status) } else { print(&(status.lines(&state).join("\n") + "\n")) }
         }
         Command::Results(results) => show_results(&root, results),
-        Command::Repair(args) => mend(&root, args.which),
+        Command::Repair(args) => repair(&root, args.which),
         Command::Agent(AgentCommand::Check(args)) if args.prompt => {
             let (layout, _) = status::find(&root, args.campaign.as_deref(), args.tag.as_deref())?;
             print(&search::next_prompt(&root, &layout)?)
@@ -139,7 +139,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-fn mend(root: &Path, which: Which) -> Result<(), Failure> {
+fn repair(root: &Path, which: Which) -> Result<(), Failure> {
     let searches = if which.tag.is_some() || which.campaign.is_some() {
         vec![status::find(root, which.campaign.as_deref(), which.tag.as_deref())?.0]
     } else {

@@ -117,7 +117,7 @@ pub fn run(root: &Path, options: &Options) -> Result<String, Failure> {
     let machine = options.machine.clone();
     let mut search = Search::open(layout.clone(), lock, &workspace, interrupts, printer, machine)?;
     let done = run_missing(&mut search, &recipes, options);
-    search.rest();
+    search.reset_worktree();
     done?;
     print(&search.state, &layout, &recipes, options)
 }
@@ -175,7 +175,7 @@ fn recipes(workspace: &Workspace, start: Oid, constant: &str, files: Vec<ArmFile
     let recipe = |file: ArmFile| {
         let refused = |message: String| Failure::Recipe {
             message: format!("arm {}: {message}", file.name),
-            hint: format!("mend {}/{}.toml or the recipe that it names", arm::FOLDER, file.name),
+            hint: format!("fix {}/{}.toml or the recipe that it names", arm::FOLDER, file.name),
         };
         let source = match &file.recipe {
             None => workspace.recipe(start)?,
@@ -203,7 +203,7 @@ fn seeds(state: &State, options: &Options) -> std::ops::Range<u64> {
 
 /// Everything that has no record yet.
 fn run_missing(search: &mut Search, recipes: &[Recipe], options: &Options) -> Result<(), Failure> {
-    if !search.measure_floors()? {
+    if !search.measure_full_precisions()? {
         return Ok(());
     }
     let mut arms = Vec::with_capacity(recipes.len());

@@ -115,7 +115,7 @@ impl Failure {
                 "`orchestrator status --tag {tag}` shows it; `--tag ANOTHER` starts a second search beside it"
             )),
             Self::Baseline { log, .. } => Some(format!(
-                "its output is in {}; mend crates/trainer, commit, and start under another --tag",
+                "its output is in {}; fix crates/trainer, commit, and start under another --tag",
                 log.display()
             )),
             Self::Journal { path, .. } => Some(format!(

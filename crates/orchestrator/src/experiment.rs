@@ -25,7 +25,7 @@ use crate::agent::{self, Trial};
 use crate::clock;
 use crate::error::Failure;
 use crate::files;
-use crate::hold;
+use crate::failpoints;
 use crate::knobs;
 use crate::layout::Run;
 use crate::ledger::{self, Abandoned, Built, Evaluation, Event, Proposed, Replicate, ReplicateFailed, Row, Status};
@@ -50,7 +50,7 @@ pub enum Turn {
 
 /// Why an experiment goes no further.
 #[derive(Debug)]
-pub enum Broken {
+pub enum StepError {
     /// The candidate failed.
     Failed(Status, String),
     /// The user stopped it, while this was done.
@@ -59,7 +59,7 @@ pub enum Broken {
     Cannot(Failure),
 }
 
-impl<E> From<E> for Broken
+impl<E> From<E> for StepError
 where
     Failure: From<E>,
 {
@@ -74,19 +74,19 @@ impl Search<'_> {
     ///
     /// # Errors
     /// When the search cannot go on; the experiment stays in flight.
-    pub fn turn(&mut self) -> Result<Turn, Failure> {
-        if !self.settle()? {
+    pub fn run_one(&mut self) -> Result<Turn, Failure> {
+        if !self.replicate_incumbent()? {
             return Ok(Turn::Interrupted);
         }
         loop {
-            if self.state.flight.is_none()
+            if self.state.in_flight.is_none()
                 && let Some(ended) = self.propose()?
             {
                 return Ok(ended);
             }
             match self.experiment() {
                 Ok(()) => {}
-                Err(Broken::Failed(status, reason)) => {
+                Err(StepError::Failed(status, reason)) => {
                     // A full disk is no fault of the candidate's.
                     self.check_space()?;
                     if self.hand_back(&reason)? {
@@ -94,20 +94,20 @@ impl Search<'_> {
                     }
                     self.fail(status, reason)?;
                 }
-                Err(Broken::Interrupted(what)) => return self.interrupted(what),
-                Err(Broken::Cannot(failure)) => return Err(failure),
+                Err(StepError::Interrupted(what)) => return self.interrupted(what),
+                Err(StepError::Cannot(failure)) => return Err(failure),
             }
             self.note_lesson();
             return Ok(Turn::Done);
         }
     }
 
-    fn experiment(&mut self) -> Result<(), Broken> {
-        let flight = self.state.flight.clone().context("no experiment is in flight")?;
+    fn experiment(&mut self) -> Result<(), StepError> {
+        let flight = self.state.in_flight.clone().context("no experiment is in flight")?;
         let run = Run::Experiment(flight.proposed.experiment);
         if flight.measured.is_none() && flight.trained.is_none() {
             self.empty(run)?;
-            hold::at("folder-emptied");
+            failpoints::at("folder-emptied");
             let mut built = match self.built_ahead.take().filter(|built| built.experiment == flight.proposed.experiment)
             {
                 Some(built) => self.fetch_built(run, built)?,
@@ -119,20 +119,20 @@ impl Search<'_> {
                 built.rehearsed = self.rehearse(run, &trainer, &flight.proposed)?;
             }
             self.write(Event::Built(built))?;
-            hold::at("build-written");
+            failpoints::at("build-written");
             self.think_ahead()?;
             let trained = self.train(run, &trainer, &flight.proposed, None)?;
-            hold::at("training-over");
+            failpoints::at("training-over");
             self.write(Event::Trained(trained))?;
-            hold::at("training-written");
+            failpoints::at("training-written");
         }
         let measured = match flight.measured {
             Some(measured) => measured,
             None => {
                 let measured = self.evaluate(Subject::Run(run), Part::Select)?;
-                hold::at("evaluation-over");
+                failpoints::at("evaluation-over");
                 self.write(Event::Measured(measured.clone()))?;
-                hold::at("evaluation-written");
+                failpoints::at("evaluation-written");
                 measured
             }
         };
@@ -165,14 +165,14 @@ impl Search<'_> {
     }
 
     /// Refuses a trainer that another recipe was compiled to: there is nothing new to measure, or it was not compiled.
-    fn check_new(&self, proposed: &Proposed, built: &Built) -> Result<(), Broken> {
+    fn check_new(&self, proposed: &Proposed, built: &Built) -> Result<(), StepError> {
         let same = self.state.trainers.iter().find(|(experiment, sha256)| {
             let other = self.state.proposals.get(experiment);
             **sha256 == built.trainer_sha256 && other.is_some_and(|other| other.recipe != proposed.recipe)
         });
         let Some((experiment, _)) = same else { return Ok(()) };
         let reason = format!("it compiles to the same program as #{experiment}: nothing that runs was changed");
-        Err(Broken::Failed(Status::Invalid, reason))
+        Err(StepError::Failed(Status::Invalid, reason))
     }
 
     /// What the runs so far say of the candidate in flight.
@@ -187,7 +187,7 @@ impl Search<'_> {
     ///
     /// # Errors
     /// When the search cannot go on.
-    pub fn settle(&mut self) -> Result<bool, Failure> {
+    pub fn replicate_incumbent(&mut self) -> Result<bool, Failure> {
         let noise = self.campaign.noise;
         let Some(row) = self.state.incumbent().cloned().filter(|_| noise.replicates > 0) else { return Ok(true) };
         let wanted = if row.parent.is_none() { noise.replicates } else { noise.fresh_runs };
@@ -196,8 +196,8 @@ impl Search<'_> {
             match self.rerun_incumbent(&row) {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(Broken::Cannot(failure)) => return Err(failure),
-                Err(Broken::Interrupted(_) | Broken::Failed(..)) => return Ok(false),
+                Err(StepError::Cannot(failure)) => return Err(failure),
+                Err(StepError::Interrupted(_) | StepError::Failed(..)) => return Ok(false),
             }
         }
         if row.parent.is_none() && before < wanted {
@@ -217,7 +217,7 @@ impl Search<'_> {
 
     /// Runs a kept recipe with another seed. A failure is written down; after as many as runs are wanted, the recipe is
     /// not tried again, and it returns false.
-    fn rerun_incumbent(&mut self, row: &Row) -> Result<bool, Broken> {
+    fn rerun_incumbent(&mut self, row: &Row) -> Result<bool, StepError> {
         let failures = self.state.failed_replicates.iter().filter(|f| f.experiment == row.experiment).count();
         if failures >= self.campaign.noise.max_runs {
             return Ok(false);
@@ -225,14 +225,14 @@ impl Search<'_> {
         let seed = self.state.next_seed(row.experiment);
         let reason = match self.rerun(row.experiment) {
             Ok(()) => return Ok(true),
-            Err(Broken::Failed(_, reason)) => reason,
+            Err(StepError::Failed(_, reason)) => reason,
             Err(other) => return Err(other),
         };
         self.check_space()?;
         // Before the search began in earnest, somebody is likely to be there still.
         if self.state.rows.len() == 1 {
             let log = self.layout.folder(self.next_replicate());
-            return Err(Broken::Cannot(Failure::Baseline { reason: format!("with seed {seed}: {reason}"), log }));
+            return Err(StepError::Cannot(Failure::Baseline { reason: format!("with seed {seed}: {reason}"), log }));
         }
         self.printer.line(&format!("the incumbent failed with seed {seed}: {reason}"));
         let (experiment, commit) = (row.experiment, row.commit.clone());
@@ -283,8 +283,8 @@ impl Search<'_> {
     /// Trains and measures the recipe of an experiment once more, with its next seed.
     ///
     /// # Errors
-    /// [`Broken::Failed`] when the recipe does not get through with that seed.
-    pub fn rerun(&mut self, experiment: u64) -> Result<(), Broken> {
+    /// [`StepError::Failed`] when the recipe does not get through with that seed.
+    pub fn rerun(&mut self, experiment: u64) -> Result<(), StepError> {
         let run = self.next_replicate();
         self.empty(run)?;
         let proposed = self.state.proposals.get(&experiment).context("an experiment without a candidate")?;
@@ -305,9 +305,9 @@ impl Search<'_> {
         ));
         let Run::Replicate(number) = run else { unreachable!("it is one") };
         let commit = proposed.commit;
-        hold::at("rerun-over");
+        failpoints::at("rerun-over");
         self.write(Event::Replicated(Replicate { number, experiment, commit, seed, trained, evaluation }))?;
-        hold::at("rerun-written");
+        failpoints::at("rerun-written");
         self.clear(run, true);
         Ok(())
     }
@@ -390,7 +390,7 @@ impl Search<'_> {
     /// When it is not Rust, was tried before, or an experiment is in flight.
     pub fn propose_recipe(&mut self, source: &str, author: &str, description: &str) -> Result<(), Failure> {
         let refused = |message: &str, hint: &str| Failure::Recipe { message: message.into(), hint: hint.into() };
-        if let Some(flight) = &self.state.flight {
+        if let Some(flight) = &self.state.in_flight {
             return Err(refused(
                 &format!("experiment {} of this search is not over", flight.proposed.experiment),
                 "`orchestrator run` goes on with it; stop it when its row is there",
@@ -426,11 +426,11 @@ impl Search<'_> {
 
     fn put_in_flight(&mut self, proposed: Proposed) -> Result<(), Failure> {
         let (number, commit) = (proposed.experiment, oid(&proposed.commit)?);
-        hold::at("candidate-committed");
+        failpoints::at("candidate-committed");
         self.write(Event::Proposed(proposed))?;
-        hold::at("candidate-proposed");
+        failpoints::at("candidate-proposed");
         self.workspace.record(&self.layout.tag, number, commit)?;
-        hold::at("candidate-recorded");
+        failpoints::at("candidate-recorded");
         Ok(())
     }
 
@@ -459,7 +459,7 @@ impl Search<'_> {
 
     /// What is trained goes on from there; anything before that is done again.
     fn interrupted(&mut self, what: &str) -> Result<Turn, Failure> {
-        if let Some(flight) = self.state.flight.as_ref().filter(|flight| flight.trained.is_none()) {
+        if let Some(flight) = self.state.in_flight.as_ref().filter(|flight| flight.trained.is_none()) {
             let (experiment, reason) = (flight.proposed.experiment, format!("interrupted while {what}"));
             self.write(Event::Abandoned(Abandoned { experiment, reason, again: true }))?;
         }
@@ -474,7 +474,7 @@ impl Search<'_> {
         evaluation: Option<Evaluation>,
         comparison: Option<Comparison>,
     ) -> Result<(), Failure> {
-        let flight = self.state.flight.clone().context("no experiment is in flight")?;
+        let flight = self.state.in_flight.clone().context("no experiment is in flight")?;
         let before = self.state.incumbent().cloned();
         let proposed = flight.proposed;
         // The baseline has nothing to gain over.
@@ -494,19 +494,19 @@ impl Search<'_> {
             trained: flight.trained,
             finished_at: clock::now(),
         };
-        hold::at("verdict-reached");
+        failpoints::at("verdict-reached");
         self.write(Event::Ended(Box::new(row.clone())))?;
-        hold::at("row-written");
+        failpoints::at("row-written");
         if status == Status::Keep {
             self.move_branch()?;
-            hold::at("branch-moved");
+            failpoints::at("branch-moved");
         }
         for row in before.iter().chain([&row]) {
             self.remove_superfluous(row);
         }
-        hold::at("files-removed");
+        failpoints::at("files-removed");
         self.publish();
-        hold::at("table-written");
+        failpoints::at("table-written");
         self.printer.record(&results::line(&row), &row);
         Ok(())
     }
@@ -563,6 +563,6 @@ pub fn oid(text: &str) -> anyhow::Result<Oid> {
 }
 
 /// Whether a run left what the evaluator needs: a file, not a link to one.
-pub fn handed_over(search: &Search, run: Run) -> bool {
+pub fn has_artifact(search: &Search, run: Run) -> bool {
     fs::symlink_metadata(search.layout.artifact(run)).is_ok_and(|artifact| artifact.is_file())
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use sha2::{Digest, Sha256};
 
-use crate::hold;
+use crate::failpoints;
 
 /// Mode of a program.
 const PROGRAM: u32 = 0o755;
@@ -24,7 +24,7 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut file = File::create(&temporary)?;
     file.write_all(contents)?;
     file.sync_all()?;
-    hold::at("table-unrenamed");
+    failpoints::at("table-unrenamed");
     fs::rename(&temporary, path)?;
     sync_folder(path)
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::error::Failure;
 use crate::files;
-use crate::hold;
+use crate::failpoints;
 use crate::ledger::Event;
 
 const FORMAT: &str = "ternary-autoresearch";
@@ -90,7 +90,7 @@ impl Journal {
         let mut bytes = serde_json::to_vec(line).context("a record could not be encoded")?;
         bytes.push(b'\n');
         let written = self.file.write_all(&bytes);
-        hold::at("record-unsynced");
+        failpoints::at("record-unsynced");
         written.and_then(|()| self.file.sync_data()).with_context(|| {
             format!("cannot write {}: nothing was done about the record; free space and run again", self.path.display())
         })

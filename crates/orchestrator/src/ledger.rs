@@ -1,7 +1,7 @@
 //! The state of a search, rebuilt from the journal's records, whose meaning is in `events`.
 //!
 //! Pure: reads and writes nothing. Every experiment number ends in exactly one [`Row`]; until then it is the
-//! [`Flight`], of which there is at most one.
+//! [`InFlight`], of which there is at most one.
 
 mod arms;
 mod events;
@@ -26,7 +26,7 @@ pub struct Time {
     /// Training, as the frame counts it.
     pub training: f64,
     /// Start, dev evaluation and export of training runs.
-    pub around: f64,
+    pub overhead: f64,
     /// Compiling candidates, while nothing trained.
     pub building: f64,
     /// Trying the first steps of what a language model wrote.
@@ -40,13 +40,13 @@ pub struct Time {
 impl Time {
     fn train(&mut self, run: &Trained) {
         self.training += run.train_s;
-        self.around += (run.wall_s - run.train_s).max(0.0);
+        self.overhead += (run.wall_s - run.train_s).max(0.0);
     }
 }
 
 /// The experiment that is not over yet.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Flight {
+pub struct InFlight {
     /// The candidate.
     pub proposed: Proposed,
     /// Set once its trainer is built.
@@ -59,7 +59,7 @@ pub struct Flight {
     pub since: String,
 }
 
-impl Flight {
+impl InFlight {
     /// What is being done with it, for people.
     pub fn stage(&self) -> &'static str {
         match (&self.built, &self.trained, &self.measured) {
@@ -79,11 +79,11 @@ pub struct State {
     /// When it started, UTC.
     pub started_at: String,
     /// The full-precision parent on `select`.
-    pub floor: Option<Evaluation>,
+    pub full_precision: Option<Evaluation>,
     /// The experiments that are over, in order.
     pub rows: Vec<Row>,
     /// The one that is not.
-    pub flight: Option<Flight>,
+    pub in_flight: Option<InFlight>,
     /// Final figures by experiment and replicate of it; of no experiment, the full-precision parent's.
     pub reported: BTreeMap<(Option<u64>, Option<u64>), Evaluation>,
     /// Why it stopped, when it did so in good order and has not gone on since.
@@ -105,7 +105,7 @@ pub struct State {
     /// What language models learnt, with the experiments that taught it.
     pub lessons: Vec<(u64, String)>,
     /// What was asked of language models in vain, in order.
-    pub unused: Vec<Unused>,
+    pub wasted_requests: Vec<WastedRequest>,
     /// Candidates by experiment, the one in flight included.
     pub proposals: BTreeMap<u64, Proposed>,
     /// Of a comparison: its arms, in order; their trainers are among the others by number.
@@ -152,13 +152,13 @@ impl State {
                 self.started_at.clone_from(time);
             }
             Event::Resumed(_) => self.stopped = None,
-            Event::Floor(evaluation) => self.floor = Some(evaluation.clone()),
+            Event::FullPrecision(evaluation) => self.full_precision = Some(evaluation.clone()),
             Event::Proposed(proposed) => {
-                if self.flight.is_some() || proposed.experiment != self.next() {
+                if self.in_flight.is_some() || proposed.experiment != self.next() {
                     return Err(format!("experiment {} does not come next", proposed.experiment));
                 }
                 self.proposals.insert(proposed.experiment, proposed.clone());
-                self.flight = Some(Flight {
+                self.in_flight = Some(InFlight {
                     proposed: proposed.clone(),
                     built: None,
                     trained: None,
@@ -167,25 +167,25 @@ impl State {
                 });
             }
             Event::Built(built) => {
-                self.flight(built.experiment, time)?.built = Some(built.clone());
+                self.in_flight(built.experiment, time)?.built = Some(built.clone());
                 self.remember(built);
             }
-            Event::Trained(trained) => self.flight(trained.experiment, time)?.trained = Some(trained.clone()),
+            Event::Trained(trained) => self.in_flight(trained.experiment, time)?.trained = Some(trained.clone()),
             Event::Measured(evaluation) => {
-                let flight = self.flight.as_mut().ok_or("a measurement of no experiment")?;
+                let flight = self.in_flight.as_mut().ok_or("a measurement of no experiment")?;
                 flight.measured = Some(evaluation.clone());
                 flight.since.clone_from(time);
             }
             Event::Ended(row) => {
-                self.flight(row.experiment, time)?;
-                self.flight = None;
+                self.in_flight(row.experiment, time)?;
+                self.in_flight = None;
                 self.rows.push((**row).clone());
             }
             Event::Abandoned(abandoned) => {
-                let flight = self.flight(abandoned.experiment, time)?;
+                let flight = self.in_flight(abandoned.experiment, time)?;
                 (flight.built, flight.trained, flight.measured) = (None, None, None);
                 if !abandoned.again {
-                    self.flight = None;
+                    self.in_flight = None;
                     self.proposals.remove(&abandoned.experiment);
                 }
             }
@@ -197,11 +197,11 @@ impl State {
                     return Err(format!("replicate {} does not come next", replicate.number));
                 }
                 self.replicates.push(replicate.clone());
-                if let Some(flight) = &mut self.flight {
+                if let Some(flight) = &mut self.in_flight {
                     flight.since.clone_from(time);
                 }
             }
-            Event::Unused(unused) => self.unused.push(unused.clone()),
+            Event::WastedRequest(wasted) => self.wasted_requests.push(wasted.clone()),
             Event::ReplicateFailed(failed) => self.failed_replicates.push(failed.clone()),
             Event::Arm(arm) => {
                 if arm.number != self.arms.len() as u64 + 1 {
@@ -250,7 +250,7 @@ impl State {
                 speed(trained);
                 time.train(trained);
             }
-            Event::Floor(evaluation) | Event::Measured(evaluation) => time.evaluating += evaluation.seconds,
+            Event::FullPrecision(evaluation) | Event::Measured(evaluation) => time.evaluating += evaluation.seconds,
             Event::Reported(reported) => time.evaluating += reported.evaluation.seconds,
             Event::Replicated(replicate) => {
                 speed(&replicate.trained);
@@ -261,8 +261,8 @@ impl State {
         }
     }
 
-    fn flight(&mut self, experiment: u64, time: &str) -> Result<&mut Flight, String> {
-        let flight = self.flight.as_mut().filter(|flight| flight.proposed.experiment == experiment);
+    fn in_flight(&mut self, experiment: u64, time: &str) -> Result<&mut InFlight, String> {
+        let flight = self.in_flight.as_mut().filter(|flight| flight.proposed.experiment == experiment);
         let flight = flight.ok_or_else(|| format!("experiment {experiment} is not in flight"))?;
         flight.since = time.to_owned();
         Ok(flight)
@@ -358,7 +358,7 @@ impl State {
     /// What language models cost so far.
     pub fn cost(&self) -> Option<Cost> {
         let proposals = self.proposals.values().filter_map(|proposed| proposed.cost);
-        proposals.chain(self.unused.iter().map(|unused| unused.cost)).reduce(|mut all, cost| {
+        proposals.chain(self.wasted_requests.iter().map(|wasted| wasted.cost)).reduce(|mut all, cost| {
             all.add(&cost);
             all
         })

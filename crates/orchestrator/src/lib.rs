@@ -15,7 +15,7 @@ mod doctor;
 mod error;
 mod experiment;
 mod files;
-pub mod hold;
+pub mod failpoints;
 mod journal;
 mod knobs;
 mod layout;

@@ -17,7 +17,7 @@ use git2::Oid;
 
 use crate::child::{Interrupts, Runner, Task};
 use crate::error::Failure;
-use crate::experiment::{Thinking, Turn, handed_over, oid};
+use crate::experiment::{Thinking, Turn, has_artifact, oid};
 use crate::journal::Journal;
 use crate::layout::{Kind, Layout, Run};
 use crate::ledger::{Abandoned, Built, Event, Resumed, Started, State};
@@ -207,13 +207,13 @@ impl<'a> Search<'a> {
         };
         search.check_pins()?;
         search.worktree.show(tip)?;
-        search.put_right()?;
+        search.recover()?;
         Ok(search)
     }
 
-    fn put_right(&mut self) -> Result<(), Failure> {
+    fn recover(&mut self) -> Result<(), Failure> {
         self.move_branch()?;
-        if let Some(flight) = self.state.flight.clone() {
+        if let Some(flight) = self.state.in_flight.clone() {
             let experiment = flight.proposed.experiment;
             let commit = oid(&flight.proposed.commit)?;
             let abandoned =
@@ -225,7 +225,7 @@ impl<'a> Search<'a> {
                 let lost = flight
                     .trained
                     .as_ref()
-                    .is_some_and(|trained| !handed_over(self, Run::Experiment(trained.experiment)));
+                    .is_some_and(|trained| !has_artifact(self, Run::Experiment(trained.experiment)));
                 let broken_off = flight.built.is_some() && flight.trained.is_none();
                 if flight.measured.is_none() && (lost || broken_off) {
                     self.write(abandoned("the orchestrator ended while it ran", true))?;
@@ -276,7 +276,7 @@ impl<'a> Search<'a> {
 
     /// The built-in agent that proposes when no language model does.
     pub fn builtin(&self) -> AgentKind {
-        if self.agent.writes_code() { AgentKind::Search } else { self.agent }
+        if self.agent.writes_code() { AgentKind::Tpe } else { self.agent }
     }
 
     /// Whether candidates are built and run in the sandbox.
@@ -318,7 +318,7 @@ impl<'a> Search<'a> {
     pub fn search(&mut self, experiments: Option<u64>, hours: Option<f64>) -> Result<Stop, Failure> {
         let hours = hours.map(|hours| Duration::try_from_secs_f64((hours * 3600.0).max(0.0)));
         self.limits = Limits { experiments, until: hours.and_then(|hours| Instant::now().checked_add(hours.ok()?)) };
-        if !self.measure_floor()? {
+        if !self.measure_full_precision()? {
             return Ok(Stop::Interrupted);
         }
         loop {
@@ -332,7 +332,7 @@ impl<'a> Search<'a> {
                 return Ok(Stop::Limit("its hours are over".into()));
             }
             self.check_space()?;
-            match self.turn()? {
+            match self.run_one()? {
                 Turn::Done => {}
                 Turn::Interrupted => return Ok(Stop::Interrupted),
                 Turn::Exhausted(why) => return Ok(Stop::Limit(why)),
@@ -341,7 +341,7 @@ impl<'a> Search<'a> {
     }
 
     /// Leaves the worktree at the incumbent, whatever happened.
-    pub fn rest(&self) {
+    pub fn reset_worktree(&self) {
         if let Some(row) = self.state.incumbent()
             && let Err(e) = oid(&row.commit).and_then(|commit| self.worktree.show(commit))
         {

@@ -36,7 +36,7 @@ pub struct Status<'a> {
     /// Rows that were kept, the baseline included.
     pub kept: usize,
     /// The experiment that is not over.
-    pub in_flight: Option<InFlight<'a>>,
+    pub in_flight: Option<Current<'a>>,
     /// Baseline and best on `select`, by the means of runs that selected neither.
     pub select: Option<Figures>,
     /// The same on `report`.
@@ -46,7 +46,7 @@ pub struct Status<'a> {
     /// The best row, with the figures of its first run.
     pub best: Option<&'a Row>,
     /// The full-precision parent on `select`.
-    pub floor: Option<&'a Evaluation>,
+    pub full_precision: Option<&'a Evaluation>,
     /// Final figures of the baseline's artifact, that of its first run.
     pub baseline_report: Option<&'a Evaluation>,
     /// The same of the best.
@@ -94,7 +94,7 @@ impl Others {
 
 /// The experiment that is not over.
 #[derive(Debug, Serialize)]
-pub struct InFlight<'a> {
+pub struct Current<'a> {
     /// Its number.
     pub experiment: u64,
     /// building, training, evaluating or deciding; of a search that does not run, what it goes on with.
@@ -117,7 +117,7 @@ impl<'a> Status<'a> {
             stopped: state.stopped.as_deref(),
             experiments: state.rows.len(),
             kept: state.kept(),
-            in_flight: state.flight.as_ref().map(|flight| InFlight {
+            in_flight: state.in_flight.as_ref().map(|flight| Current {
                 experiment: flight.proposed.experiment,
                 stage: flight.stage(),
                 elapsed_s: clock::seconds_since(&flight.since).round(),
@@ -127,7 +127,7 @@ impl<'a> Status<'a> {
             report: results::figures(state, Part::Report),
             baseline: state.baseline(),
             best: state.incumbent(),
-            floor: state.floor.as_ref(),
+            full_precision: state.full_precision.as_ref(),
             baseline_report: reported(state.baseline()),
             best_report: reported(state.incumbent()),
             time: state.time,

@@ -113,7 +113,7 @@ printf 'Looking around.\n\nHYPOTHESIS: a higher rate\nEXPECTED: a lower loss\n'
     let changed = repository.git(&["diff", "--name-only", of(&rows[1], "parent"), commit]);
     assert_eq!(changed, "crates/trainer/src/train.rs");
     // The second time it makes the edit that is in training: it is told so once, and then the search goes on without it.
-    assert_eq!(of(&rows[2], "agent"), "search");
+    assert_eq!(of(&rows[2], "agent"), "tpe");
     assert!(said.contains("no proposal of coder"), "{said}");
 
     let recorded = exchanges(&repository);
@@ -167,7 +167,7 @@ fn a_program_that_fails_or_hangs_leaves_the_search_to_the_optimizer() {
         fs::create_dir_all(&elsewhere).unwrap();
         fs::write(elsewhere.join("train.rs"), stand_ins::RECIPE.replace("4e-3", "1e-2")).unwrap();
         let (rows, said) = run(&repository);
-        assert_eq!([of(&rows[1], "agent"), of(&rows[2], "agent")], ["search"; 2], "{script}");
+        assert_eq!([of(&rows[1], "agent"), of(&rows[2], "agent")], ["tpe"; 2], "{script}");
         assert!(said.contains(reason), "{reason}: {said}");
         repository.wait_for_silence();
         let text = answer(&exchanges(&repository)[0]).to_owned();

@@ -134,7 +134,7 @@ fn without_a_parent_there_are_no_ends() {
     let names: Vec<_> = arms.iter().map(|row| row["arm"].as_str().unwrap()).collect();
     assert_eq!(names, ["first", "second"]);
     close(&arms[1]["loss"]["nats"], loss(0.02, 0.0));
-    assert!(table["floor"].is_null() && arms[1]["recovery"].is_null(), "{table}");
+    assert!(table["full_precision"].is_null() && arms[1]["recovery"].is_null(), "{table}");
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn the_table_is_what_was_measured() {
     let rates = ["4e-3 0", "0.02 0", "0.1 0", "4e-3 1", "0.02 1", "4e-3 2", "0.02 2"];
     assert_eq!(calls(&repository), rates);
 
-    close(&table["floor"], 2.6);
+    close(&table["full_precision"], 2.6);
     let arms = table["arms"].as_array().unwrap();
     let names: Vec<_> = arms.iter().map(|row| row["arm"].as_str().unwrap()).collect();
     assert_eq!(names, ["first", "second", "round-to-nearest"]);

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
-use orchestrator::hold;
+use orchestrator::failpoints;
 use rustix::process::{Pid, Signal, kill_process};
 use stand_ins::{Outcome, RECIPE, Repository, wait_for};
 
@@ -172,7 +172,7 @@ fn a_stop_as_long_as_a_suspend_changes_nothing() {
     let held = repository.dir.path().join("held");
     // After the builds of the dependencies and of the baseline, and its run: a training run.
     let hold = format!("program-started:5:{}", held.display());
-    let mut child = repository.start(&arguments("4"), &[(hold::VARIABLE, &hold)]);
+    let mut child = repository.start(&arguments("4"), &[(failpoints::VARIABLE, &hold)]);
     wait_for("a program", || held.exists());
     let orchestrator = Pid::from_child(&child);
     kill_process(orchestrator, Signal::STOP).unwrap();
@@ -224,7 +224,7 @@ fn a_second_orchestrator_is_refused() {
     let repository = half_way();
     let held = repository.dir.path().join("held");
     let hold = format!("folder-emptied:1:{}", held.display());
-    let mut child = repository.start(&arguments("4"), &[(hold::VARIABLE, &hold)]);
+    let mut child = repository.start(&arguments("4"), &[(failpoints::VARIABLE, &hold)]);
     wait_for("the point", || held.exists());
     for second in [&arguments("4")[..], &["repair", "--tag", "t"], &["replicate", "--tag", "t"]] {
         let refused = repository.output(second);
@@ -263,7 +263,7 @@ fn a_changed_frame_stops_the_search_with_its_name() {
     let repository = half_way();
     let held = repository.dir.path().join("held");
     let hold = format!("table-written:1:{}", held.display());
-    let mut child = repository.start(&arguments("4"), &[(hold::VARIABLE, &hold)]);
+    let mut child = repository.start(&arguments("4"), &[(failpoints::VARIABLE, &hold)]);
     wait_for("the point", || held.exists());
     let worktree = repository.run_folder().join("worktree");
     fs::write(worktree.join("Cargo.toml"), "[workspace]\nmembers = []\n").unwrap();

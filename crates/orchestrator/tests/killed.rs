@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use orchestrator::hold;
+use orchestrator::failpoints;
 use rustix::process::{Pid, Signal, kill_process};
 use stand_ins::{Outcome, RECIPE, Repository, is_gone, wait_for};
 
@@ -37,14 +37,14 @@ fn killed_at_every_named_point_it_ends_like_a_search_that_is_not() {
     let reference = reference();
     let next = AtomicUsize::new(0);
     // Each point at its first passing, and at a later one, when there is a past to lose.
-    let cases: Vec<(&str, u64)> = hold::POINTS.iter().flat_map(|&point| [(point, 1), (point, 3)]).collect();
+    let cases: Vec<(&str, u64)> = failpoints::POINTS.iter().flat_map(|&point| [(point, 1), (point, 3)]).collect();
     let work = || {
         let mut held = Vec::new();
         while let Some(&(point, nth)) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
             let repository = Repository::new();
             let file = repository.dir.path().join("held");
             let hold = format!("{point}:{nth}:{}", file.display());
-            let mut child = repository.start(&RUN, &[(hold::VARIABLE, &hold)]);
+            let mut child = repository.start(&RUN, &[(failpoints::VARIABLE, &hold)]);
             let mut ended = None;
             wait_for(point, || {
                 ended = child.try_wait().unwrap();
@@ -66,10 +66,10 @@ fn killed_at_every_named_point_it_ends_like_a_search_that_is_not() {
         let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     });
-    for point in hold::POINTS {
+    for point in failpoints::POINTS {
         assert!(held.contains(&(point, 1)), "{point} is never passed");
     }
-    assert!(held.len() >= hold::POINTS.len() + 15, "{held:?}");
+    assert!(held.len() >= failpoints::POINTS.len() + 15, "{held:?}");
 }
 
 /// `cargo test --release -p orchestrator --test killed -- --ignored --nocapture`

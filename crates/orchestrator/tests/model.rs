@@ -93,7 +93,7 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
     assert_eq!((of(&rows[1], "agent"), of(&rows[1], "status")), ("test-model".into(), "keep".into()), "{}", rows[1]);
     assert_eq!(of(&rows[1], "description"), "a higher rate");
     assert_eq!((of(&rows[2], "agent"), of(&rows[2], "description")), ("test-model".into(), "a larger batch".into()));
-    assert_eq!(of(&rows[3], "agent"), "search", "the endpoint was away: {}", rows[3]);
+    assert_eq!(of(&rows[3], "agent"), "tpe", "the endpoint was away: {}", rows[3]);
     let told = String::from_utf8_lossy(&out.stdout);
     assert!(told.contains("no proposal of test-model") && told.contains("goes on without it"), "{told}");
 
@@ -134,7 +134,7 @@ fn a_model_is_told_what_was_wrong_until_it_is_right_and_the_search_goes_on_witho
 
     let results = repository.json(&["results", "--json"]);
     assert!(results["costs"]["2"]["usage"]["output"].as_u64() > Some(0), "{results}");
-    assert_eq!(results["unused"][0]["agent"], "test-model", "{results}");
+    assert_eq!(results["wasted_requests"][0]["agent"], "test-model", "{results}");
 
     // The same search out of the recordings, without a server and a key.
     let recorded = repository.run_folder().join("exchanges").display().to_string();
@@ -181,7 +181,7 @@ fn a_thinker_that_panics_is_asked_again() {
     ]);
     let repository = asking(&server);
     let out =
-        repository.command(&RUN).env("TEST_KEY", KEY).env(orchestrator::hold::PANIC, "thinking:1").output().unwrap();
+        repository.command(&RUN).env("TEST_KEY", KEY).env(orchestrator::failpoints::PANIC, "thinking:1").output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let agents: Vec<String> =
         rows(&repository).iter().map(|row| row["agent"].as_str().unwrap_or_default().to_owned()).collect();
@@ -206,7 +206,7 @@ fn a_mixed_search_takes_turns() {
     repository.run(&RUN);
     let agents: Vec<String> =
         rows(&repository)[1..].iter().map(|row| row["agent"].as_str().unwrap_or_default().to_owned()).collect();
-    assert_eq!(agents, ["search", "m", "search"]);
+    assert_eq!(agents, ["tpe", "m", "tpe"]);
 }
 
 #[test]

@@ -55,14 +55,14 @@ impl Check {
                 cargo(root)
                     .args(["clippy", "--release", "--locked", "--workspace", "--all-targets"])
                     .args(["--", "-D", "warnings"]),
-                "mend the lints above",
+                "fix the lints above",
             ),
             Self::Docs => succeed(
                 cargo(root)
                     .args(["doc", "--release", "--locked", "--workspace", "--no-deps", "--document-private-items"])
                     // Private items are documented too, for those who work on this; so links to them lead somewhere.
                     .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
-                "mend the documentation above",
+                "fix the documentation above",
             ),
             Self::Deny => deny(root),
             Self::Test => succeed(

@@ -12,7 +12,7 @@ use crate::campaign::Command;
 pub struct Agent {
     /// Which agent proposes.
     pub kind: AgentKind,
-    /// Who proposes in turn with `search` (mixed); a parsed campaign has it in `kind`.
+    /// Who proposes in turn with `tpe` (mixed); a parsed campaign has it in `kind`.
     #[serde(default)]
     pub with: Option<AgentKind>,
     /// Seed of the proposals.
@@ -64,7 +64,7 @@ pub struct Agent {
     /// Dollars per million tokens.
     #[serde(default)]
     pub prices: Option<Prices>,
-    /// What may be spent in a search; then it goes on with `search`.
+    /// What may be spent in a search; then it goes on with `tpe`.
     #[serde(default)]
     pub caps: Caps,
     /// Folder of recorded exchanges (replay).
@@ -79,7 +79,7 @@ pub struct Agent {
 const MIXED_EVERY: u64 = 2;
 
 impl Agent {
-    /// Turns `kind = "mixed"` into the kind that it mixes with `search`, and a rule.
+    /// Turns `kind = "mixed"` into the kind that it mixes with `tpe`, and a rule.
     pub(crate) fn unmix(&mut self) -> Result<(), String> {
         match (self.kind, self.with.take()) {
             (AgentKind::Mixed, Some(with)) if with.writes_code() && with != AgentKind::Mixed => {
@@ -89,7 +89,7 @@ impl Agent {
                 }
                 Ok(())
             }
-            (AgentKind::Mixed, _) => Err("agent.kind is \"mixed\"; say with whom \"search\" takes turns: with = \
+            (AgentKind::Mixed, _) => Err("agent.kind is \"mixed\"; say with whom \"tpe\" takes turns: with = \
                                           \"openai\", \"anthropic\", \"command\" or \"replay\""
                 .into()),
             (_, Some(_)) => Err("agent.with is of kind = \"mixed\" only; remove it".into()),
@@ -155,7 +155,8 @@ pub struct Caps {
 #[serde(rename_all = "lowercase")]
 pub enum AgentKind {
     /// Tree-structured Parzen estimator over the annotated knobs.
-    Search,
+    #[serde(alias = "search")]
+    Tpe,
     /// Uniform samples of the annotated knobs: the control.
     Random,
     /// A language model behind an OpenAI-compatible chat endpoint.
@@ -166,7 +167,7 @@ pub enum AgentKind {
     Command,
     /// The recorded exchanges of an earlier search.
     Replay,
-    /// [`Agent::with`] and [`AgentKind::Search`] in turn.
+    /// [`Agent::with`] and [`AgentKind::Tpe`] in turn.
     Mixed,
 }
 
@@ -174,7 +175,7 @@ impl AgentKind {
     /// Its name in campaigns and rows.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Search => "search",
+            Self::Tpe => "tpe",
             Self::Random => "random",
             Self::OpenAi => "openai",
             Self::Anthropic => "anthropic",
@@ -186,14 +187,14 @@ impl AgentKind {
 
     /// Whether it writes code, rather than turning knobs.
     pub fn writes_code(self) -> bool {
-        !matches!(self, Self::Search | Self::Random)
+        !matches!(self, Self::Tpe | Self::Random)
     }
 }
 
 impl Default for Agent {
     fn default() -> Self {
         Self {
-            kind: AgentKind::Search,
+            kind: AgentKind::Tpe,
             with: None,
             seed: 0,
             startup: default_startup(),

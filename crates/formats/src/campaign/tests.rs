@@ -65,7 +65,7 @@ fn mixed_is_a_kind_and_the_search_in_turn() {
     for keys in ["kind = \"mixed\"", "kind = \"mixed\"\nwith = \"random\"", "kind = \"mixed\"\nwith = \"mixed\""] {
         assert!(agent(keys).expect_err(keys).contains("say with whom"), "{keys}");
     }
-    assert!(agent("kind = \"search\"\nwith = \"replay\"").expect_err("not mixed").contains("remove it"));
+    assert!(agent("kind = \"tpe\"\nwith = \"replay\"").expect_err("not mixed").contains("remove it"));
 }
 
 #[test]
@@ -414,7 +414,7 @@ fn an_unknown_campaign_lists_the_known() {
 
 #[test]
 fn a_language_model_needs_its_settings() {
-    let with = |kind: &str| NANO.replacen("kind = \"search\"\n", kind, 1);
+    let with = |kind: &str| NANO.replacen("kind = \"tpe\"\n", kind, 1);
     let refused = |kind: &str| Campaign::parse(&with(kind)).expect_err(kind);
     assert!(refused("kind = \"openai\"\n").contains("agent.model is missing"));
     assert!(refused("kind = \"replay\"\n").contains("agent.replay is missing"));
@@ -427,7 +427,7 @@ fn a_language_model_needs_its_settings() {
 
 #[test]
 fn a_command_says_what_it_is_and_what_it_may_use() {
-    let with = |command: &str| NANO.replacen("kind = \"search\"\n", &format!("kind = \"command\"\n{command}"), 1);
+    let with = |command: &str| NANO.replacen("kind = \"tpe\"\n", &format!("kind = \"command\"\n{command}"), 1);
     let refused = |command: &str| Campaign::parse(&with(command)).expect_err(command);
     for (command, wanted) in [
         ("", "agent.command is missing"),

@@ -4,12 +4,12 @@
 //! that a campaign that was stopped goes on exactly as if it had not been.
 
 mod command;
-pub mod mind;
+pub mod thread;
 pub mod model;
 pub mod outline;
 pub mod prompt;
 mod random;
-mod search;
+mod tpe;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -104,12 +104,12 @@ pub fn propose(request: &Request) -> Result<Proposal, AgentError> {
     }
     let mut rng = rng(request.seed, request.experiment);
     // The baseline is no proposal, so a history of `startup + 1` trials ends the random start.
-    let modelled = request.kind == AgentKind::Search && request.history.len() > request.startup;
+    let modelled = request.kind == AgentKind::Tpe && request.history.len() > request.startup;
     let mut drawn = BTreeSet::new();
     for draw in 0..DRAWS {
         // A space of few choices can hold the optimizer in recipes that were tried: then chance goes on.
         let values = if modelled && draw < DRAWS / 2 {
-            search::sample(&space, request.history, &mut rng)?
+            tpe::sample(&space, request.history, &mut rng)?
         } else {
             random::sample(&space, &mut rng)
         };

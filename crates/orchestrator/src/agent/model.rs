@@ -1,5 +1,5 @@
 //! A language model as an agent: one conversation an experiment, in which it proposes an edit, is told what was wrong with
-//! it, and at last what came of it. What it is asked is `prompt`'s; when, is `mind`'s; building and training are the
+//! it, and at last what came of it. What it is asked is `prompt`'s; when, is `thread`'s; building and training are the
 //! search's.
 //!
 //! It never stops a search: while its endpoint is away or a cap is reached, it has nothing to say.
@@ -51,7 +51,7 @@ impl Cost {
 
 /// What came of asking.
 #[derive(Debug)]
-pub enum Thought<T> {
+pub enum AskOutcome<T> {
     /// An edit that was accepted, and the conversation that led to it.
     Edit(T, Conversation),
     /// None, and why.
@@ -144,8 +144,8 @@ impl Model {
         let stable = vec![Section::new("A test", "Answer with the word ready and nothing else.")];
         match self.ask(&Prompt { stable, ..Prompt::default() }) {
             Ok((text, _)) => Ok((text, self.take_cost())),
-            Err(Silence::Interrupted) => Err("interrupted".into()),
-            Err(Silence::Because(reason)) => Err(reason),
+            Err(AskError::Interrupted) => Err("interrupted".into()),
+            Err(AskError::Because(reason)) => Err(reason),
         }
     }
 
@@ -166,7 +166,7 @@ impl Model {
         prompt: Prompt,
         current: &str,
         accept: impl FnMut(&Edit) -> Result<T, String>,
-    ) -> Thought<T> {
+    ) -> AskOutcome<T> {
         self.until_accepted(prompt, self.repairs, current, accept)
     }
 
@@ -177,9 +177,9 @@ impl Model {
         complaint: &str,
         current: &str,
         accept: impl FnMut(&Edit) -> Result<T, String>,
-    ) -> Thought<T> {
+    ) -> AskOutcome<T> {
         let Conversation { mut prompt, answer, repairs_left } = conversation;
-        let Some(left) = repairs_left.checked_sub(1) else { return Thought::None("no repair is left".into()) };
+        let Some(left) = repairs_left.checked_sub(1) else { return AskOutcome::None("no repair is left".into()) };
         prompt.turns.push(Turn { answer, reply: complaint.to_owned() });
         self.until_accepted(prompt, left, current, accept)
     }
@@ -190,23 +190,23 @@ impl Model {
         mut repairs_left: u32,
         current: &str,
         mut accept: impl FnMut(&Edit) -> Result<T, String>,
-    ) -> Thought<T> {
+    ) -> AskOutcome<T> {
         loop {
             let (text, cut_off) = match self.ask(&prompt) {
                 Ok(answer) => answer,
-                Err(Silence::Interrupted) => return Thought::Interrupted,
-                Err(Silence::Because(reason)) => return Thought::None(reason),
+                Err(AskError::Interrupted) => return AskOutcome::Interrupted,
+                Err(AskError::Because(reason)) => return AskOutcome::None(reason),
             };
             let read = edit::read(&text, cut_off, current, &self.rules()).map_err(|refusal| refusal.to_string());
             let reply = match read.and_then(|edit| accept(&edit)) {
                 Ok(accepted) => {
-                    return Thought::Edit(accepted, Conversation { prompt, answer: text, repairs_left });
+                    return AskOutcome::Edit(accepted, Conversation { prompt, answer: text, repairs_left });
                 }
                 Err(reply) => reply,
             };
             tracing::info!(%reply, "the model's answer is refused");
             let Some(left) = repairs_left.checked_sub(1) else {
-                return Thought::None(format!("no answer was an edit; the last was refused: {reply}"));
+                return AskOutcome::None(format!("no answer was an edit; the last was refused: {reply}"));
             };
             repairs_left = left;
             prompt.turns.push(Turn { answer: text, reply });
@@ -221,13 +221,13 @@ impl Model {
     }
 
     /// One question. What comes back with the text is whether it was cut off.
-    fn ask(&mut self, prompt: &Prompt) -> Result<(String, bool), Silence> {
+    fn ask(&mut self, prompt: &Prompt) -> Result<(String, bool), AskError> {
         if let Some(left) = self.outage.left(Instant::now()) {
             let reason = format!("{} does not answer; it is asked again in {} s", self.name, left.as_secs());
-            return Err(Silence::Because(reason));
+            return Err(AskError::Because(reason));
         }
         let next = Usage { input: prompt.tokens(), output: self.output_tokens, ..Usage::default() };
-        self.budget.admit(&next).map_err(|cap| Silence::Because(cap.to_string()))?;
+        self.budget.admit(&next).map_err(|cap| AskError::Because(cap.to_string()))?;
         let exchange = self.endpoint.ask(prompt, &self.cancel);
         let dollars = self.budget.charge(&exchange.usage, exchange.attempts);
         self.outage.note(&exchange, Instant::now());
@@ -239,14 +239,14 @@ impl Model {
         }
         match exchange.outcome {
             Ok(answer) => Ok((answer.text, answer.cut_off)),
-            Err(EndpointError::Cancelled) => Err(Silence::Interrupted),
-            Err(error) => Err(Silence::Because(error.to_string())),
+            Err(EndpointError::Cancelled) => Err(AskError::Interrupted),
+            Err(error) => Err(AskError::Because(error.to_string())),
         }
     }
 }
 
 /// Why there is no answer.
-enum Silence {
+enum AskError {
     Interrupted,
     Because(String),
 }
@@ -310,6 +310,6 @@ pub fn key_variables(settings: &Agent) -> Vec<String> {
             _ => Vec::new(),
         },
         AgentKind::Command => command::variables(settings),
-        AgentKind::Search | AgentKind::Random | AgentKind::Replay | AgentKind::Mixed => Vec::new(),
+        AgentKind::Tpe | AgentKind::Random | AgentKind::Replay | AgentKind::Mixed => Vec::new(),
     }
 }

@@ -41,7 +41,7 @@ fn history(length: u64) -> Vec<Trial> {
 #[test]
 fn a_proposal_repeats_exactly_and_differs_by_experiment() {
     let (history, tried) = (history(20), BTreeSet::new());
-    for kind in [AgentKind::Search, AgentKind::Random] {
+    for kind in [AgentKind::Tpe, AgentKind::Random] {
         let first = propose(&request(&history, &tried, kind, 20)).expect("a proposal");
         assert_eq!(first, propose(&request(&history, &tried, kind, 20)).expect("the same again"));
         assert_ne!(first.hash, propose(&request(&history, &tried, kind, 21)).expect("another").hash);
@@ -55,17 +55,17 @@ fn both_agents_share_their_random_start() {
     let tried = BTreeSet::new();
     for length in 1..=8 {
         let history = history(length);
-        let search = propose(&request(&history, &tried, AgentKind::Search, length)).expect("a proposal");
+        let search = propose(&request(&history, &tried, AgentKind::Tpe, length)).expect("a proposal");
         let random = propose(&request(&history, &tried, AgentKind::Random, length)).expect("a proposal");
         // The baseline and `startup` proposals.
         assert_eq!(search.knobs == random.knobs, length < 1 + 3, "after {length} trials");
-        assert_eq!((search.agent, random.agent), ("search", "random"));
+        assert_eq!((search.agent, random.agent), ("tpe", "random"));
     }
 }
 
 #[test]
 fn a_proposal_stays_as_rustfmt_wants_it() {
-    let proposal = propose(&request(&history(9), &BTreeSet::new(), AgentKind::Search, 9)).expect("a proposal");
+    let proposal = propose(&request(&history(9), &BTreeSet::new(), AgentKind::Tpe, 9)).expect("a proposal");
     assert_eq!(formatted(proposal.source.clone()), proposal.source);
     assert!(proposal.source.starts_with("//! A recipe.\n"));
     assert_eq!(proposal.source.matches("// search:").count(), 8);
@@ -78,13 +78,13 @@ fn no_recipe_is_proposed_twice_until_the_space_is_used_up() {
     let mut history = vec![Trial { knobs: knobs::parse(source, "K").expect("knobs").values(), loss: Some(1.0) }];
     for experiment in 1..6 {
         let request =
-            Request { incumbent: source, const_name: "K", ..request(&history, &tried, AgentKind::Search, experiment) };
+            Request { incumbent: source, const_name: "K", ..request(&history, &tried, AgentKind::Tpe, experiment) };
         let proposal = propose(&request).expect("a new recipe");
         assert!(!proposal.description.is_empty());
         assert!(tried.insert(proposal.hash), "experiment {experiment} was proposed before");
         history.push(Trial { knobs: proposal.knobs, loss: Some(1.0) });
     }
-    let request = Request { incumbent: source, const_name: "K", ..request(&history, &tried, AgentKind::Search, 6) };
+    let request = Request { incumbent: source, const_name: "K", ..request(&history, &tried, AgentKind::Tpe, 6) };
     assert!(matches!(propose(&request), Err(AgentError::UsedUp)));
 }
 
@@ -100,9 +100,9 @@ fn the_description_names_what_changed() {
 #[test]
 fn a_history_of_crashes_alone_still_gives_a_proposal() {
     let crashed: Vec<Trial> = history(8).into_iter().map(|t| Trial { loss: None, ..t }).collect();
-    assert!(propose(&request(&crashed, &BTreeSet::new(), AgentKind::Search, 8)).is_ok());
+    assert!(propose(&request(&crashed, &BTreeSet::new(), AgentKind::Tpe, 8)).is_ok());
     let foreign = vec![Trial { knobs: BTreeMap::from([("other".into(), "1".into())]), loss: Some(f64::NAN) }; 8];
-    assert!(propose(&request(&foreign, &BTreeSet::new(), AgentKind::Search, 8)).is_ok());
+    assert!(propose(&request(&foreign, &BTreeSet::new(), AgentKind::Tpe, 8)).is_ok());
 }
 
 #[test]
@@ -158,7 +158,7 @@ impl Simulation {
             let mut rng = rng(seed, experiment);
             let knobs = match kind {
                 _ if experiment == 0 => space.values(),
-                AgentKind::Search if history.len() > 5 => search::sample(&space, &history, &mut rng).expect("a sample"),
+                AgentKind::Tpe if history.len() > 5 => tpe::sample(&space, &history, &mut rng).expect("a sample"),
                 _ => random::sample(&space, &mut rng),
             };
             let noise = Self::NOISE * (0..12).map(|_| world.random::<f64>()).sum::<f64>() - Self::NOISE * 6.0;
@@ -181,7 +181,7 @@ impl Simulation {
 fn forty_searched_experiments_beat_forty_random_ones() {
     const CAMPAIGNS: u64 = 40;
     let run = |kind| -> Vec<f64> { (0..CAMPAIGNS).map(|seed| Simulation::campaign(kind, seed, 40)).collect() };
-    let (search, random) = (run(AgentKind::Search), run(AgentKind::Random));
+    let (search, random) = (run(AgentKind::Tpe), run(AgentKind::Random));
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / CAMPAIGNS as f64;
     let wins = search.iter().zip(&random).filter(|(search, random)| search < random).count();
     println!("search {:.4}, random {:.4}, {wins} of {CAMPAIGNS} won", mean(&search), mean(&random));

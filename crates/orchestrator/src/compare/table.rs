@@ -60,7 +60,7 @@ pub struct Table {
     /// The comparison's tag.
     pub tag: String,
     /// Loss of the full-precision parent, where there is one.
-    pub floor: Option<f64>,
+    pub full_precision: Option<f64>,
     /// The arms, in the order in which they were asked for.
     pub arms: Vec<Row>,
 }
@@ -115,7 +115,7 @@ impl Table {
             runs.iter().filter_map(|run| Some((run.seed, run.measured()?.report.eval_loss))).collect()
         };
         let mean = |runs: &[&ArmRun]| Mean::of(&losses(runs).iter().map(|&(_, loss)| loss).collect::<Vec<_>>());
-        let floor = state.reported.get(&(None, None)).map(|floor| floor.eval_loss);
+        let full_precision = state.reported.get(&(None, None)).map(|found| found.eval_loss);
         let rounded = asked.iter().zip(&runs).find(|(asked, _)| asked.name == ROUND_TO_NEAREST);
         let rounded = rounded.and_then(|(_, runs)| mean(runs)).map(|mean| mean.nats);
         let first = runs.first().map(|runs| losses(runs)).unwrap_or_default();
@@ -130,7 +130,7 @@ impl Table {
                 .iter()
                 .filter_map(|&(seed, loss)| first.iter().find(|(of, _)| *of == seed).map(|(_, first)| loss - first))
                 .collect();
-            let recovery = |loss: &Mean| Some((rounded? - loss.nats) / (rounded? - floor?));
+            let recovery = |loss: &Mean| Some((rounded? - loss.nats) / (rounded? - full_precision?));
             Row {
                 arm: asked.name.clone(),
                 description: asked.description.clone(),
@@ -147,12 +147,12 @@ impl Table {
                 failed: runs.iter().filter_map(|run| failure(run)).collect(),
             }
         });
-        Self { campaign: campaign.into(), tag: tag.into(), floor, arms: arms.collect() }
+        Self { campaign: campaign.into(), tag: tag.into(), full_precision, arms: arms.collect() }
     }
 
     /// For a terminal.
     pub fn text(&self) -> String {
-        let width = self.arms.iter().map(|row| row.arm.len()).chain([FLOOR.len()]).max().unwrap_or_default();
+        let width = self.arms.iter().map(|row| row.arm.len()).chain([FULL_PRECISION.len()]).max().unwrap_or_default();
         let mut text = String::new();
         for cells in std::iter::once(HEADER.map(str::to_owned).to_vec()).chain(self.cells()) {
             let mut line = format!("{:<width$}", cells[0]);
@@ -187,9 +187,9 @@ impl Table {
 
     fn cells(&self) -> Vec<Vec<String>> {
         let mut lines = Vec::new();
-        if let Some(floor) = self.floor {
+        if let Some(loss) = self.full_precision {
             let mut cells = vec![String::new(); HEADER.len()];
-            (cells[0], cells[2]) = (FLOOR.into(), format!("{:.3}", floor.exp()));
+            (cells[0], cells[2]) = (FULL_PRECISION.into(), format!("{:.3}", loss.exp()));
             cells[5] = "100.0 %".into();
             lines.push(cells);
         }
@@ -229,7 +229,7 @@ const HEADER: [&str; 11] = [
     "sec",
     "GiB",
 ];
-const FLOOR: &str = "full precision";
+const FULL_PRECISION: &str = "full precision";
 
 /// The last run of each seed.
 fn latest<'a>(state: &'a State, asked: &Asked, seeds: &std::ops::Range<u64>) -> Vec<&'a ArmRun> {

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::Context;
 use formats::corpus::Part;
 
-use super::{Broken, Subject, Trainer};
+use super::{StepError, Subject, Trainer};
 use crate::error::Failure;
 use crate::layout::Run;
 use crate::ledger::{Arm, ArmRun, Event, Measured, Outcome, Proposed};
@@ -22,20 +22,20 @@ impl Search<'_> {
         let run = Run::Replicate(number);
         let outcome = match self.measure_arm(arm, run, seed) {
             Ok(measured) => Outcome::Measured(Box::new(measured)),
-            Err(Broken::Failed(status, reason)) => {
+            Err(StepError::Failed(status, reason)) => {
                 // A full disk is no fault of the arm's.
                 self.check_space()?;
                 Outcome::Failed { status, reason }
             }
-            Err(Broken::Interrupted(_)) => return Ok(false),
-            Err(Broken::Cannot(failure)) => return Err(failure),
+            Err(StepError::Interrupted(_)) => return Ok(false),
+            Err(StepError::Cannot(failure)) => return Err(failure),
         };
         self.write(Event::ArmRun(ArmRun { run: number, arm: arm.number, seed, outcome }))?;
         self.clear(run, true);
         Ok(true)
     }
 
-    fn measure_arm(&mut self, arm: &Arm, run: Run, seed: u64) -> Result<Measured, Broken> {
+    fn measure_arm(&mut self, arm: &Arm, run: Run, seed: u64) -> Result<Measured, StepError> {
         let proposed = Proposed {
             experiment: arm.number,
             commit: arm.commit.clone(),
@@ -74,8 +74,8 @@ impl Search<'_> {
     ///
     /// # Errors
     /// When it cannot be measured.
-    pub fn measure_floors(&mut self) -> Result<bool, Failure> {
+    pub fn measure_full_precisions(&mut self) -> Result<bool, Failure> {
         // The final figures of a search without rows are the parent's alone.
-        Ok(self.measure_floor()? && self.measure_report()?)
+        Ok(self.measure_full_precision()? && self.measure_report()?)
     }
 }

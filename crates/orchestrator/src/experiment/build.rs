@@ -12,11 +12,11 @@ use anyhow::{Context, Result, anyhow};
 use git2::Oid;
 
 use super::confine::{build_seconds, enforced, toolchain_folder, unconfined};
-use super::{Broken, oid};
+use super::{StepError, oid};
 use crate::child::{self, Confined, End, Runner, Task};
 use crate::error::Failure;
 use crate::files;
-use crate::hold;
+use crate::failpoints;
 use crate::layout::{Layout, RECIPE, Run};
 use crate::ledger::{Built, Proposed, Status};
 use crate::search::Search;
@@ -34,7 +34,7 @@ const WAIT: Duration = Duration::from_millis(100);
 /// What compiles candidates, one at a time in the search's worktree. It holds none of git's handles, so that it can go to
 /// another thread.
 #[derive(Debug, Clone)]
-pub struct Workshop {
+pub struct Builder {
     /// The search's folders.
     pub layout: Layout,
     /// The commit that the search started from.
@@ -52,7 +52,7 @@ pub struct Workshop {
 }
 
 /// What is compiled with: of the thread that compiles.
-pub struct Tools<'a> {
+pub struct BuildContext<'a> {
     /// The repository.
     pub workspace: &'a Workspace,
     /// The search's checkout.
@@ -63,8 +63,8 @@ pub struct Tools<'a> {
 
 impl Search<'_> {
     /// From the candidate's commit to a trainer in the experiment's folder.
-    pub(super) fn build(&self, run: Run, proposed: &Proposed) -> Result<Built, Broken> {
-        let tools = Tools { workspace: self.workspace, worktree: &self.worktree, runner: &self.runner };
+    pub(super) fn build(&self, run: Run, proposed: &Proposed) -> Result<Built, StepError> {
+        let tools = BuildContext { workspace: self.workspace, worktree: &self.worktree, runner: &self.runner };
         let bar = self.printer.spinner(format!("{run} building"));
         let (commit, parent) = (oid(&proposed.commit)?, proposed.parent.as_deref().map(oid).transpose()?);
         self.workshop()
@@ -73,8 +73,8 @@ impl Search<'_> {
     }
 
     /// What compiles this search's candidates.
-    pub(super) fn workshop(&self) -> Workshop {
-        Workshop {
+    pub(super) fn workshop(&self) -> Builder {
+        Builder {
             layout: self.layout.clone(),
             start: self.start,
             build_dir: self.build_dir.clone(),
@@ -86,29 +86,29 @@ impl Search<'_> {
     }
 }
 
-impl Workshop {
+impl Builder {
     /// Compiles a commit to a trainer in the run's folder, which must be there. Which experiment it is, is for the caller
     /// to say.
     pub(super) fn build(
         &self,
-        tools: &Tools,
+        tools: &BuildContext,
         run: Run,
         commit: Oid,
         parent: Option<Oid>,
         tick: impl FnMut(Duration),
-    ) -> Result<Built, Broken> {
+    ) -> Result<Built, StepError> {
         if let Some(parent) = parent
             && let Err(refused) = tools.workspace.check_one_file(commit, parent)
         {
-            return Err(Broken::Failed(Status::Invalid, refused.to_string()));
+            return Err(StepError::Failed(Status::Invalid, refused.to_string()));
         }
-        let Some(_alone) = self.alone(tools.runner)? else { return Err(Broken::Interrupted("building")) };
+        let Some(_alone) = self.lock_build_dir(tools.runner)? else { return Err(StepError::Interrupted("building")) };
         let mut tick = tick;
         if !self.has_dependencies() {
             self.build_dependencies(tools, run, &mut tick)?;
         }
         self.show_candidate(tools, commit)?;
-        hold::at("worktree-shown");
+        failpoints::at("worktree-shown");
         self.date_sources()?;
         self.forget_trainers()?;
         let folder = self.layout.folder(run);
@@ -119,15 +119,15 @@ impl Workshop {
         let confined = self.sandboxed.then(|| self.confine_build(run, &target, false)).transpose()?;
         let finished = tools.runner.run(&self.cargo(&log, confined.clone()), |progress| tick(progress.elapsed))?;
         self.judge(&finished.end, &log, confined.as_ref(), finished.usage.processor)?;
-        hold::at("trainer-compiled");
+        failpoints::at("trainer-compiled");
         if !finished.refused.is_empty() {
             let reason = format!("its trainer cannot be used: {}", finished.refused.join("; "));
-            return Err(Broken::Failed(Status::Crash, reason));
+            return Err(StepError::Failed(Status::Crash, reason));
         }
         let trainer = folder.join("trainer");
         let trainer_sha256 = files::copy(&built, &trainer)
             .with_context(|| format!("cannot copy the built trainer to {}", trainer.display()))?;
-        hold::at("trainer-copied");
+        failpoints::at("trainer-copied");
         Ok(Built {
             experiment: 0,
             seconds: finished.elapsed.as_secs_f64(),
@@ -171,14 +171,14 @@ impl Workshop {
     }
 
     /// Why a build that ended so made no trainer.
-    fn judge(&self, end: &End, log: &Path, confined: Option<&Confined>, processor: Duration) -> Result<(), Broken> {
+    fn judge(&self, end: &End, log: &Path, confined: Option<&Confined>, processor: Duration) -> Result<(), StepError> {
         let said = || String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
         let seconds = self.first.as_ref().map(build_seconds);
         let reason = match *end {
             End::Exited(0) => return Ok(()),
-            End::Interrupted => return Err(Broken::Interrupted("building")),
+            End::Interrupted => return Err(StepError::Interrupted("building")),
             End::Overflowed => "it writes more than a build may".into(),
-            End::TimedOut => return Err(Broken::Failed(Status::Timeout, "the build took too long".into())),
+            End::TimedOut => return Err(StepError::Failed(Status::Timeout, "the build took too long".into())),
             End::Exited(code) if unconfined(code, confined) => {
                 return Err(anyhow!("the build could not be confined: {}", child::last_lines(log, 2)).into());
             }
@@ -186,13 +186,13 @@ impl Workshop {
             End::Exited(_) => match seconds {
                 Some(seconds) if processor.as_secs() >= seconds => {
                     let reason = format!("the compiler took more than {seconds} s of processor time");
-                    return Err(Broken::Failed(Status::Timeout, reason));
+                    return Err(StepError::Failed(Status::Timeout, reason));
                 }
                 _ => first_error(&said()),
             },
             End::Killed(signal) => format!("the compiler was killed by signal {signal}"),
         };
-        Err(Broken::Failed(Status::Crash, format!("does not build: {reason}")))
+        Err(StepError::Failed(Status::Crash, format!("does not build: {reason}")))
     }
 
     /// Whether the compiled dependencies are those of the commit that this search started from.
@@ -207,7 +207,7 @@ impl Workshop {
 
     /// Builds the commit that the search started from into the folder of compiled dependencies, the one build that
     /// writes there.
-    fn build_dependencies(&self, tools: &Tools, run: Run, mut tick: impl FnMut(Duration)) -> Result<(), Broken> {
+    fn build_dependencies(&self, tools: &BuildContext, run: Run, mut tick: impl FnMut(Duration)) -> Result<(), StepError> {
         self.show_candidate(tools, self.start)?;
         // What another search compiled after these files were written would pass for theirs: cargo goes by times.
         date_all(&self.layout.worktree(), SystemTime::now())?;
@@ -217,11 +217,11 @@ impl Workshop {
         let finished = tools.runner.run(&self.cargo(&log, confined.clone()), |progress| tick(progress.elapsed))?;
         if let Err(broken) = self.judge(&finished.end, &log, confined.as_ref(), Duration::ZERO) {
             return Err(match broken {
-                Broken::Failed(_, reason) => Broken::Cannot(Failure::Baseline { reason, log }),
+                StepError::Failed(_, reason) => StepError::Cannot(Failure::Baseline { reason, log }),
                 other => other,
             });
         }
-        hold::at("dependencies-compiled");
+        failpoints::at("dependencies-compiled");
         let marker = self.marker();
         fs::write(&marker, self.start.to_string()).with_context(|| format!("cannot write {}", marker.display()))?;
         Ok(())
@@ -251,7 +251,7 @@ impl Workshop {
 
     /// Keeps everybody else out of worktree and build folder, this search's other thread included, until the lock that it
     /// returns is dropped. None when interrupted.
-    fn alone(&self, runner: &Runner) -> Result<Option<File>> {
+    fn lock_build_dir(&self, runner: &Runner) -> Result<Option<File>> {
         fs::create_dir_all(&self.build_dir).with_context(|| format!("cannot make {}", self.build_dir.display()))?;
         let lock = self.build_dir.join(".autoresearch-lock");
         let lock = File::create(&lock).with_context(|| format!("cannot open {}", lock.display()))?;
@@ -266,14 +266,14 @@ impl Workshop {
 
     /// Puts a candidate's files into the worktree, and refuses to build it when anything but the recipe was changed there
     /// or differs from what the search started with.
-    fn show_candidate(&self, tools: &Tools, commit: Oid) -> Result<(), Broken> {
+    fn show_candidate(&self, tools: &BuildContext, commit: Oid) -> Result<(), StepError> {
         let mut changed = tools.worktree.show(commit)?;
         changed.retain(|path| path != RECIPE);
         changed.extend(tools.workspace.differences(commit, self.start)?.into_iter().filter(|path| path != RECIPE));
         if changed.is_empty() {
             return Ok(());
         }
-        Err(Broken::Cannot(Failure::Checkout {
+        Err(StepError::Cannot(Failure::Checkout {
             message: format!(
                 "somebody changed {} in the search's worktree {}",
                 changed.join(", "),

@@ -9,7 +9,7 @@ use formats::campaign::Sandbox;
 use formats::contract;
 use sandbox::{Enforced, Limits, Policy, Scratch};
 
-use super::build::Workshop;
+use super::build::Builder;
 use crate::child::Confined;
 use crate::layout::{Layout, Run};
 use crate::ledger::{Built, Proposed};
@@ -238,9 +238,9 @@ impl Search<'_> {
 }
 
 /// Who proposes what a person wrote, or turns its knobs.
-const BUILT_IN: [&str; 5] = ["baseline", "search", "random", "comparison", HUMAN];
+const BUILT_IN: [&str; 6] = ["baseline", "tpe", "search", "random", "comparison", HUMAN];
 
-impl Workshop {
+impl Builder {
     /// How a build is confined: it reads the toolchain and its own source. What it writes to the compiled dependencies
     /// and to its target folder vanishes with it, but for the trainer; unless it is the build of the `dependencies`
     /// themselves, from the commit that the search started with.

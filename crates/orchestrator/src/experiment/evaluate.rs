@@ -8,11 +8,11 @@ use formats::contract::{self, Probed, Refused};
 use formats::corpus::Part;
 use serde::de::DeserializeOwned;
 
-use super::{Broken, handed_over};
+use super::{StepError, has_artifact};
 use crate::child::{self, End, Task};
 use crate::error::Failure;
 use crate::files;
-use crate::hold;
+use crate::failpoints;
 use crate::layout::Run;
 use crate::ledger::{Evaluation, Event, Reported, Status};
 use crate::search::Search;
@@ -61,7 +61,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
 impl Search<'_> {
     /// Measures; the figures also stay as a file beside what was measured. Where the evaluator breaks down, it tries
     /// again, and then measures the incumbent: if that works, the artifact is to blame, and else this machine is.
-    pub(super) fn evaluate(&self, subject: Subject, part: Part) -> Result<Evaluation, Broken> {
+    pub(super) fn evaluate(&self, subject: Subject, part: Part) -> Result<Evaluation, StepError> {
         let mut broke = String::new();
         for _ in 0..ATTEMPTS {
             match self.evaluate_once(subject, part)? {
@@ -76,7 +76,7 @@ impl Search<'_> {
             && self.evaluate_once(control, part)?.is_ok()
         {
             let reason = format!("the evaluator {broke}, though it measures the incumbent");
-            return Err(Broken::Failed(Status::Invalid, reason));
+            return Err(StepError::Failed(Status::Invalid, reason));
         }
         Err(anyhow!(
             "the evaluator {broke}, which is no recipe's fault. Its output is in {}; run again and the experiment \
@@ -87,12 +87,12 @@ impl Search<'_> {
     }
 
     /// The figures, or how the evaluator broke down.
-    fn evaluate_once(&self, subject: Subject, part: Part) -> Result<Result<Evaluation, String>, Broken> {
+    fn evaluate_once(&self, subject: Subject, part: Part) -> Result<Result<Evaluation, String>, StepError> {
         self.check_pins()?;
         let folder = self.evaluation_folder(subject);
         let (what, stem) = match subject {
             Subject::Run(run) => (run.to_string(), "eval"),
-            Subject::Base => ("full-precision parent".into(), "floor"),
+            Subject::Base => ("full-precision parent".into(), "full-precision"),
         };
         let stem = if part == Part::Select { stem.to_owned() } else { format!("{stem}-{part}") };
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -119,13 +119,13 @@ impl Search<'_> {
         let broke = match finished.end {
             End::Exited(0) => match record(read(&out)?) {
                 Some(evaluation) => return Ok(Ok(evaluation)),
-                None => return Err(Broken::Failed(Status::Invalid, "its loss is not a number".into())),
+                None => return Err(StepError::Failed(Status::Invalid, "its loss is not a number".into())),
             },
             End::Exited(INVALID) => {
                 let reason = read::<Refused>(&out).map_or_else(|_| child::last_lines(&log, 1), |found| found.invalid);
-                return Err(Broken::Failed(Status::Invalid, reason));
+                return Err(StepError::Failed(Status::Invalid, reason));
             }
-            End::Interrupted => return Err(Broken::Interrupted("evaluating")),
+            End::Interrupted => return Err(StepError::Interrupted("evaluating")),
             // Its own way of saying that it could not measure at all.
             End::Exited(code) if code == FAILED || code == i32::from(sandbox::FAILED) => {
                 return Err(anyhow!(
@@ -154,7 +154,7 @@ impl Search<'_> {
 
     /// Seconds of the processor that the evaluator's fixed piece of work takes now: how fast the machine is, measured out of
     /// any recipe's reach.
-    pub(super) fn probe(&self) -> Result<f64, Broken> {
+    pub(super) fn probe(&self) -> Result<f64, StepError> {
         self.check_pins()?;
         let folder = self.layout.run().join("speed");
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -164,7 +164,7 @@ impl Search<'_> {
         let task = self.spinning(self.machine(task)).env("TMPDIR", &folder).confined(confined);
         let finished = self.runner.run(&task, |_| {})?;
         if matches!(finished.end, End::Interrupted) {
-            return Err(Broken::Interrupted("timing the machine"));
+            return Err(StepError::Interrupted("timing the machine"));
         }
         let found = || -> anyhow::Result<f64> {
             anyhow::ensure!(matches!(finished.end, End::Exited(0)), "it ended with {:?}", finished.end);
@@ -180,24 +180,24 @@ impl Search<'_> {
     fn evaluation_folder(&self, subject: Subject) -> PathBuf {
         match subject {
             Subject::Run(run) => self.layout.folder(run),
-            Subject::Base => self.layout.run().join("floor"),
+            Subject::Base => self.layout.run().join("full-precision"),
         }
     }
 
     /// Measures the full-precision parent once, for campaigns that have one. False when interrupted.
-    pub fn measure_floor(&mut self) -> Result<bool, Failure> {
-        if !self.campaign.model.has_parent() || self.state.floor.is_some() {
+    pub fn measure_full_precision(&mut self) -> Result<bool, Failure> {
+        if !self.campaign.model.has_parent() || self.state.full_precision.is_some() {
             return Ok(true);
         }
         match self.evaluate(Subject::Base, Part::Select) {
-            Ok(floor) => {
-                self.printer.line(&format!("full-precision parent: ppl {:.6} on select", floor.eval_ppl));
-                self.write(Event::Floor(floor))?;
+            Ok(found) => {
+                self.printer.line(&format!("full-precision parent: ppl {:.6} on select", found.eval_ppl));
+                self.write(Event::FullPrecision(found))?;
                 Ok(true)
             }
-            Err(Broken::Interrupted(_)) => Ok(false),
-            Err(Broken::Cannot(failure)) => Err(failure),
-            Err(Broken::Failed(_, reason)) => {
+            Err(StepError::Interrupted(_)) => Ok(false),
+            Err(StepError::Cannot(failure)) => Err(failure),
+            Err(StepError::Failed(_, reason)) => {
                 Err(Failure::Other(anyhow!("the full-precision parent could not be measured: {reason}")))
             }
         }
@@ -219,20 +219,20 @@ impl Search<'_> {
                 continue;
             }
             let run = replicate.map(Run::Replicate).or(experiment.map(Run::Experiment));
-            if run.is_some_and(|run| !handed_over(self, run)) {
+            if run.is_some_and(|run| !has_artifact(self, run)) {
                 tracing::warn!(?run, "its artifact is gone, so it has no final figure");
                 continue;
             }
             let subject = run.map_or(Subject::Base, Subject::Run);
             match self.evaluate(subject, Part::Report) {
                 Ok(evaluation) => {
-                    hold::at("report-over");
+                    failpoints::at("report-over");
                     self.write(Event::Reported(Reported { experiment, replicate, evaluation }))?;
-                    hold::at("report-written");
+                    failpoints::at("report-written");
                 }
-                Err(Broken::Interrupted(_)) => return Ok(false),
-                Err(Broken::Cannot(failure)) => return Err(failure),
-                Err(Broken::Failed(_, reason)) => {
+                Err(StepError::Interrupted(_)) => return Ok(false),
+                Err(StepError::Cannot(failure)) => return Err(failure),
+                Err(StepError::Failed(_, reason)) => {
                     return Err(Failure::Other(anyhow!("no final figure of {subject:?}: {reason}")));
                 }
             }

@@ -14,10 +14,10 @@ use formats::contract;
 use language_model::edit::{Edit, Rules};
 use language_model::{Spent, quote};
 
-use super::build::Tools;
+use super::build::BuildContext;
 use super::train::REHEARSAL_LOG;
-use super::{Broken, oid};
-use crate::agent::mind::{Answer, Assignment, Compile, Compiled, Draft, Lesson, Mind, Outcome, Repair, Task};
+use super::{StepError, oid};
+use crate::agent::thread::{Answer, Assignment, Compile, Compiled, Draft, Lesson, AgentThread, Outcome, Repair, Task};
 use crate::agent::model::Conversation;
 use crate::agent::outline::Outline;
 use crate::agent::prompt::{self, Knowledge, Left};
@@ -26,7 +26,7 @@ use crate::error::Failure;
 use crate::files;
 use crate::knobs;
 use crate::layout::Run;
-use crate::ledger::{Abandoned, Built, Event, Proposed, Row, Status, Unused};
+use crate::ledger::{Abandoned, Built, Event, Proposed, Row, Status, WastedRequest};
 use crate::search::Search;
 use crate::workspace::Workspace;
 
@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// A language model, and what lies between it and the search.
 pub struct Thinking {
-    mind: Mind,
+    thread: AgentThread,
     /// The recipe that comes next.
     draft: Option<Draft>,
     /// How the experiment in flight came about.
@@ -56,8 +56,8 @@ struct Talk {
 
 impl Thinking {
     /// With the recipe that an earlier process left waiting.
-    pub fn new(mind: Mind, left: Option<Draft>) -> Self {
-        Self { mind, draft: left, talk: None, lessons: Vec::new(), repair: None }
+    pub fn new(thread: AgentThread, left: Option<Draft>) -> Self {
+        Self { thread, draft: left, talk: None, lessons: Vec::new(), repair: None }
     }
 }
 
@@ -85,7 +85,7 @@ impl Search<'_> {
     /// Number of the experiment that the next proposal is for.
     fn next_proposal(&self) -> u64 {
         // The experiment that is in flight has the next number.
-        self.state.next() + u64::from(self.state.flight.is_some())
+        self.state.next() + u64::from(self.state.in_flight.is_some())
     }
 
     /// The next recipe of the language model, if there is one in time.
@@ -113,15 +113,15 @@ impl Search<'_> {
                 return self.try_draft(waited.as_secs_f64());
             }
             // A compiler would be in the way of the next one's.
-            let late = waited >= patience && !thinking.mind.compiles();
-            if late && thinking.mind.works() {
-                let name = thinking.mind.name().to_owned();
+            let late = waited >= patience && !thinking.thread.compiles();
+            if late && thinking.thread.works() {
+                let name = thinking.thread.name().to_owned();
                 self.printer.line(&format!("     {name} still thinks; the search goes on without it meanwhile"));
             }
-            if late || thinking.mind.is_lost() || (thinking.mind.is_idle() && heard) {
+            if late || thinking.thread.is_lost() || (thinking.thread.is_idle() && heard) {
                 return Ok(Asked::Nothing(waited.as_secs_f64()));
             }
-            if thinking.mind.is_idle() {
+            if thinking.thread.is_idle() {
                 heard = true;
                 self.ask(true)?;
                 continue;
@@ -135,10 +135,10 @@ impl Search<'_> {
     fn try_draft(&mut self, waited: f64) -> Result<Asked, Failure> {
         let number = self.state.next();
         let Some(thinking) = &mut self.thinking else { return Ok(Asked::Nothing(waited)) };
-        let name = thinking.mind.name().to_owned();
+        let name = thinking.thread.name().to_owned();
         let Some(draft) = thinking.draft.take() else { return Ok(Asked::Nothing(waited)) };
         if self.state.tried().contains(&draft.hash) {
-            self.unused(&name, "it was tried meanwhile", true, draft.cost)?;
+            self.waste(&name, "it was tried meanwhile", true, draft.cost)?;
             self.forget_draft();
             return Ok(Asked::Nothing(waited));
         }
@@ -169,7 +169,7 @@ impl Search<'_> {
 
     /// Puts a recipe that does not build or fails at once back to the model that wrote it, if it may be told once more.
     pub(super) fn hand_back(&mut self, reason: &str) -> Result<bool, Failure> {
-        let Some(flight) = self.state.flight.clone().filter(|flight| flight.built.is_none()) else { return Ok(false) };
+        let Some(flight) = self.state.in_flight.clone().filter(|flight| flight.built.is_none()) else { return Ok(false) };
         let Proposed { experiment, cost, .. } = flight.proposed;
         let Some(thinking) = &mut self.thinking else { return Ok(false) };
         let Some(talk) = thinking.talk.take_if(|talk| talk.experiment == experiment) else { return Ok(false) };
@@ -184,7 +184,7 @@ impl Search<'_> {
         };
         let Talk { conversation, shown, .. } = talk;
         thinking.repair = Some(Repair { conversation, complaint, shown, cost: cost.unwrap_or_default() });
-        let name = thinking.mind.name().to_owned();
+        let name = thinking.thread.name().to_owned();
         self.printer.line(&format!("     {name} is told: {reason}"));
         self.write(Event::Abandoned(Abandoned { experiment, reason: format!("handed back: {reason}"), again: false }))?;
         Ok(true)
@@ -211,7 +211,7 @@ impl Search<'_> {
         for _ in 0..2 {
             self.hear()?;
             self.ask(false)?;
-            while self.thinking.as_ref().is_some_and(|thinking| thinking.mind.works()) {
+            while self.thinking.as_ref().is_some_and(|thinking| thinking.thread.works()) {
                 bar.get_or_insert_with(|| self.printer.spinner("its last answer".into())).tick(LOOK);
                 std::thread::sleep(LOOK);
                 self.hear()?;
@@ -220,8 +220,8 @@ impl Search<'_> {
         if let Some(thinking) = &mut self.thinking
             && let Some(repair) = thinking.repair.take()
         {
-            let name = thinking.mind.name().to_owned();
-            self.unused(&name, "the search ended before it was repaired", false, repair.cost)?;
+            let name = thinking.thread.name().to_owned();
+            self.waste(&name, "the search ended before it was repaired", false, repair.cost)?;
         }
         Ok(())
     }
@@ -229,8 +229,8 @@ impl Search<'_> {
     /// Takes in what the model came back with. True when it did.
     fn hear(&mut self) -> Result<bool, Failure> {
         let Some(thinking) = &mut self.thinking else { return Ok(false) };
-        let name = thinking.mind.name().to_owned();
-        let Some(Answer { lessons, outcome, cost }) = thinking.mind.answer() else { return Ok(false) };
+        let name = thinking.thread.name().to_owned();
+        let Some(Answer { lessons, outcome, cost }) = thinking.thread.answer() else { return Ok(false) };
         for (experiment, answer) in lessons {
             if let Some(lesson) = agent::lesson(&self.state.lessons, experiment, &answer) {
                 self.write(Event::Learnt { experiment, lesson })?;
@@ -240,9 +240,9 @@ impl Search<'_> {
             Outcome::Draft(draft) => self.keep_draft(Draft { cost, ..*draft })?,
             Outcome::None(why) => {
                 self.printer.line(&format!("     no proposal of {name}: {why}; the search goes on without it"));
-                self.unused(&name, &why, false, cost)?;
+                self.waste(&name, &why, false, cost)?;
             }
-            Outcome::Nothing if cost.calls > 0 => self.unused(&name, "lessons, or broken off", false, cost)?,
+            Outcome::Nothing if cost.calls > 0 => self.waste(&name, "lessons, or broken off", false, cost)?,
             Outcome::Nothing => {}
         }
         Ok(true)
@@ -255,7 +255,7 @@ impl Search<'_> {
         let Some(mut thinking) = self.thinking.take() else { return Ok(()) };
         let asked = self.assignment(&mut thinking, wanted, &incumbent);
         if let Ok(Some(assignment)) = asked {
-            thinking.mind.assign(assignment);
+            thinking.thread.assign(assignment);
             self.thinking = Some(thinking);
             return Ok(());
         }
@@ -265,7 +265,7 @@ impl Search<'_> {
 
     fn assignment(&self, thinking: &mut Thinking, wanted: bool, incumbent: &Row) -> Result<Option<Assignment>> {
         let wanted = wanted && thinking.draft.is_none();
-        if !thinking.mind.is_idle() || (!wanted && thinking.lessons.is_empty()) {
+        if !thinking.thread.is_idle() || (!wanted && thinking.lessons.is_empty()) {
             return Ok(None);
         }
         let repair = thinking.repair.take_if(|_| wanted);
@@ -274,7 +274,7 @@ impl Search<'_> {
         let task = match repair {
             Some(repair) => Task::Repair(Box::new(repair)),
             None if wanted => {
-                let knowledge = self.knowledge(incumbent, &recipe, thinking.mind.rules(), thinking.mind.spent())?;
+                let knowledge = self.knowledge(incumbent, &recipe, thinking.thread.rules(), thinking.thread.spent())?;
                 let mut state = self.state.clone();
                 Task::Propose(Box::new(move |lessons| {
                     for (experiment, answer) in lessons {
@@ -295,7 +295,7 @@ impl Search<'_> {
     /// What compiles a recipe in place of a commit's on the thread that calls it.
     fn compile(&self, commit: String) -> Compile {
         let (workshop, root, runner) = (self.workshop(), self.workspace.root().to_owned(), self.runner.another());
-        let attempt = move |edit: &Edit| -> Result<Built, Broken> {
+        let attempt = move |edit: &Edit| -> Result<Built, StepError> {
             let runner = runner.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?;
             let workspace = Workspace::open(&root)?;
             let worktree = workspace.worktree(&workshop.layout.worktree())?;
@@ -303,17 +303,17 @@ impl Search<'_> {
             fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
             let parent = oid(&commit)?;
             let candidate = workspace.commit(parent, &edit.source, "ahead", "the next candidate\n")?;
-            let tools = Tools { workspace: &workspace, worktree: &worktree, runner };
+            let tools = BuildContext { workspace: &workspace, worktree: &worktree, runner };
             workshop.build(&tools, Run::Ahead, candidate, Some(parent), |_| {})
         };
         let log = self.layout.folder(Run::Ahead).join("build.log");
         Box::new(move |edit| match attempt(edit) {
             Ok(built) => Compiled::Built(built),
-            Err(Broken::Failed(Status::Crash, _)) => {
+            Err(StepError::Failed(Status::Crash, _)) => {
                 Compiled::Fails(complaint("does not build", &fs::read(&log).unwrap_or_default()))
             }
             // When its turn comes the search finds out, and says it.
-            Err(Broken::Failed(..) | Broken::Interrupted(_) | Broken::Cannot(_)) => Compiled::NotNow,
+            Err(StepError::Failed(..) | StepError::Interrupted(_) | StepError::Cannot(_)) => Compiled::NotNow,
         })
     }
 
@@ -328,7 +328,7 @@ impl Search<'_> {
         let Some(incumbent) = self.state.incumbent().map(|row| row.commit.clone()) else { return Ok(()) };
         let Some(thinking) = &mut self.thinking else { return Ok(()) };
         let Some(mut draft) = thinking.draft.take_if(|draft| draft.parent != incumbent) else { return Ok(()) };
-        let name = thinking.mind.name().to_owned();
+        let name = thinking.thread.name().to_owned();
         let onto = oid(&incumbent)?;
         let merged = self.workspace.reapply(&draft.source, oid(&draft.parent)?, onto)?;
         let hash = merged.as_deref().and_then(|source| knobs::token_hash(source).ok());
@@ -341,7 +341,7 @@ impl Search<'_> {
                 self.forget_draft();
                 let reason = "it does not fit the new incumbent";
                 self.printer.line(&format!("     a proposal of {name} is thrown away: {reason}"));
-                self.unused(&name, reason, true, draft.cost)
+                self.waste(&name, reason, true, draft.cost)
             }
         }
     }
@@ -361,8 +361,8 @@ impl Search<'_> {
         super::remove(&self.layout.draft());
     }
 
-    fn unused(&mut self, agent: &str, reason: &str, drafted: bool, cost: Cost) -> Result<(), Failure> {
-        self.write(Event::Unused(Unused { agent: agent.into(), reason: reason.into(), drafted, cost }))
+    fn waste(&mut self, agent: &str, reason: &str, drafted: bool, cost: Cost) -> Result<(), Failure> {
+        self.write(Event::WastedRequest(WastedRequest { agent: agent.into(), reason: reason.into(), drafted, cost }))
     }
 
     /// What would be asked next.
@@ -376,7 +376,7 @@ impl Search<'_> {
         let knowledge = self.knowledge(incumbent, &recipe, rules, &Spent::default())?;
         prompt::prompt(&self.state, &knowledge).map(|question| question.text()).map_err(|too_long| Failure::Campaign {
             message: too_long.to_string(),
-            hint: "the search goes on with the built-in agent; mend [agent] and start another with --tag".into(),
+            hint: "the search goes on with the built-in agent; fix [agent] and start another with --tag".into(),
         })
     }
 
@@ -395,7 +395,7 @@ impl Search<'_> {
         let kept = self.state.rows.iter().filter(|row| row.status == Status::Keep);
         let diffs: BTreeMap<u64, String> =
             kept.map(|row| (row.experiment, diff(row.parent.as_deref(), &row.commit))).collect();
-        let in_flight = self.state.flight.as_ref().map(|flight| {
+        let in_flight = self.state.in_flight.as_ref().map(|flight| {
             let Proposed { experiment, parent, commit, description, .. } = &flight.proposed;
             (*experiment, description.clone(), diff(parent.as_deref(), commit))
         });

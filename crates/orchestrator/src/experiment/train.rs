@@ -10,7 +10,7 @@ use formats::campaign::{Clock, LARGEST_CORRECTION};
 use formats::contract::{self, Ended, Summary};
 
 use super::confine::{enforced, unconfined};
-use super::{Broken, Trainer, handed_over};
+use super::{StepError, Trainer, has_artifact};
 use crate::child::{self, End, Finished, Most, Task, Usage};
 use crate::error::Failure;
 use crate::files;
@@ -44,7 +44,7 @@ impl Search<'_> {
         trainer: &Trainer,
         proposed: &Proposed,
         max_steps: Option<u64>,
-    ) -> Result<Trained, Broken> {
+    ) -> Result<Trained, StepError> {
         let mut last = String::new();
         for _ in 0..STARVED_RUNS {
             match self.train_once(run, trainer, proposed, max_steps)? {
@@ -69,9 +69,9 @@ impl Search<'_> {
         match control {
             Ok(Outcome::Trained(_)) => {
                 let reason = format!("{STARVED_RUNS} times it {last}; beside them the incumbent came to its end");
-                Err(Broken::Failed(Status::Timeout, reason))
+                Err(StepError::Failed(Status::Timeout, reason))
             }
-            Err(Broken::Interrupted(what)) => Err(Broken::Interrupted(what)),
+            Err(StepError::Interrupted(what)) => Err(StepError::Interrupted(what)),
             _ => Err(busy().into()),
         }
     }
@@ -82,7 +82,7 @@ impl Search<'_> {
         trainer: &Trainer,
         proposed: &Proposed,
         max_steps: Option<u64>,
-    ) -> Result<Outcome, Broken> {
+    ) -> Result<Outcome, StepError> {
         self.check_trainer(trainer)?;
         let folder = self.layout.folder(run);
         let log = folder.join("run.log");
@@ -134,10 +134,10 @@ impl Search<'_> {
                 "computed for {computed:.0} s, all cores together, and what trains no longer than its budget needs \
                  {most:.0} s at most: training was over its budget"
             );
-            Broken::Failed(Status::Timeout, reason)
+            StepError::Failed(Status::Timeout, reason)
         };
         let reason = match finished.end {
-            End::Interrupted => return Err(Broken::Interrupted("training")),
+            End::Interrupted => return Err(StepError::Interrupted("training")),
             End::TimedOut | End::Exited(0) if task.exceeds(&usage) => {
                 return Err(over(longest.seconds()));
             }
@@ -152,7 +152,7 @@ impl Search<'_> {
                     ),
                     _ => format!("stopped at the hard limit of {seconds} s"),
                 };
-                return Err(Broken::Failed(Status::Timeout, reason));
+                return Err(StepError::Failed(Status::Timeout, reason));
             }
             End::Overflowed => "wrote more than an experiment may".into(),
             End::Exited(code) if unconfined(code, confined.as_ref()) => {
@@ -163,14 +163,14 @@ impl Search<'_> {
                 Ok(summary) if summary.status == Ended::Returned => {
                     "returned before its budget was spent: it trains until progress() is None".into()
                 }
-                Ok(_) if !handed_over(self, run) => finished.refused.first().map_or_else(
+                Ok(_) if !has_artifact(self, run) => finished.refused.first().map_or_else(
                     || "left no artifact".to_owned(),
                     |refused| format!("left no artifact that can be used: {refused}"),
                 ),
                 Ok(summary) => {
                     let wall_s = finished.elapsed.as_secs_f64();
                     if let Some(reason) = self.implausible(&summary, wall_s, max_steps) {
-                        return Err(Broken::Failed(Status::Invalid, reason));
+                        return Err(StepError::Failed(Status::Invalid, reason));
                     }
                     let slower = self.slower(&summary);
                     if let Fair::Processor(most) = fair(slower.max(1.0))
@@ -208,7 +208,7 @@ impl Search<'_> {
             // Without a counter of OOM kills the cause is unknown.
             End::Killed(signal) => format!("trainer was killed by signal {signal}"),
         };
-        Err(Broken::Failed(Status::Crash, reason))
+        Err(StepError::Failed(Status::Crash, reason))
     }
 }
 
@@ -267,8 +267,8 @@ impl Search<'_> {
     }
 
     /// A few steps, start and export included, of a recipe that a language model wrote: what panics, diverges at once or
-    /// needs too much memory is found in seconds, and the model can mend it. Returns how many.
-    pub(super) fn rehearse(&self, run: Run, trainer: &Trainer, proposed: &Proposed) -> Result<f64, Broken> {
+    /// needs too much memory is found in seconds, and the model can repair it. Returns how many.
+    pub(super) fn rehearse(&self, run: Run, trainer: &Trainer, proposed: &Proposed) -> Result<f64, StepError> {
         self.check_trainer(trainer)?;
         let (folder, budget) = (self.layout.folder(run), &self.campaign.budget);
         let log = folder.join(REHEARSAL_LOG);
@@ -286,7 +286,7 @@ impl Search<'_> {
                 self.empty_out(run)?;
                 return Ok(finished.elapsed.as_secs_f64());
             }
-            End::Interrupted => return Err(Broken::Interrupted("rehearsing")),
+            End::Interrupted => return Err(StepError::Interrupted("rehearsing")),
             End::Exited(code) if unconfined(code, confined.as_ref()) => {
                 return Err(anyhow!("the trainer could not be confined: {}", child::last_lines(&log, 2)).into());
             }
@@ -296,7 +296,7 @@ impl Search<'_> {
             End::Overflowed => "wrote more than an experiment may".into(),
         };
         let said = child::last_lines(&log, 1);
-        Err(Broken::Failed(Status::Crash, format!("the first {REHEARSED_STEPS} steps {how}: {said}")))
+        Err(StepError::Failed(Status::Crash, format!("the first {REHEARSED_STEPS} steps {how}: {said}")))
     }
 }
 
@@ -398,7 +398,7 @@ impl Search<'_> {
 
     /// How fast the machine was in a run; `Err` with how, where the run says that it was slower than it is right after.
     /// The run's probes are in the process of the recipe, which could slow them to train for longer.
-    fn speed(&self, summary: &Summary, slower: f64) -> Result<Result<Option<Speed>, String>, Broken> {
+    fn speed(&self, summary: &Summary, slower: f64) -> Result<Result<Option<Speed>, String>, StepError> {
         let Some(probe_s) = summary.probe_seconds.filter(|_| self.by_work()) else { return Ok(Ok(None)) };
         let reference = self.reference();
         if reference.is_some() && slower <= UNPROVED_SLOWNESS {

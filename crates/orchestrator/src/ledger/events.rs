@@ -19,7 +19,8 @@ pub enum Event {
     /// The search goes on after a stop or a crash.
     Resumed(Resumed),
     /// The full-precision parent was measured: what no artifact is expected to beat.
-    Floor(Evaluation),
+    #[serde(rename = "floor")]
+    FullPrecision(Evaluation),
     /// A candidate is committed; it will be built next.
     Proposed(Proposed),
     /// The trainer of the experiment in flight is built; it will be trained next.
@@ -39,7 +40,8 @@ pub enum Event {
     /// A kept commit failed with another seed, for which there is no figure.
     ReplicateFailed(ReplicateFailed),
     /// A language model was asked, and no experiment comes of it.
-    Unused(Unused),
+    #[serde(rename = "unused")]
+    WastedRequest(WastedRequest),
     /// Of a comparison: the recipe of an arm is committed.
     Arm(Arm),
     /// Of a comparison: the trainer of the arm with this number is built.
@@ -126,7 +128,7 @@ pub struct Proposed {
 
 /// What was asked in vain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Unused {
+pub struct WastedRequest {
     /// Who was asked.
     pub agent: String,
     /// Why nothing comes of it.

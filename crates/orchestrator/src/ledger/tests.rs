@@ -106,20 +106,20 @@ fn state(events: &[Event]) -> Result<State, String> {
 fn an_experiment_goes_through_its_stages_to_one_row() {
     let events = [proposed(1), built(1), trained(1), measured(), ended(1, Status::Keep)];
     let stages: Vec<&str> =
-        (1..5).map(|n| state(&events[..n]).unwrap().flight.as_ref().map(Flight::stage).unwrap()).collect();
+        (1..5).map(|n| state(&events[..n]).unwrap().in_flight.as_ref().map(InFlight::stage).unwrap()).collect();
     assert_eq!(stages, ["building", "training", "evaluating", "deciding"]);
     let over = state(&events).unwrap();
-    assert_eq!((over.flight.as_ref(), over.rows.len(), over.next()), (None, 1, 2));
+    assert_eq!((over.in_flight.as_ref(), over.rows.len(), over.next()), (None, 1, 2));
     assert_eq!(over.incumbent().unwrap().experiment, 1);
 }
 
 #[test]
 fn an_abandoned_experiment_keeps_its_number() {
     let again = state(&[proposed(1), built(1), abandoned(1, true)]).unwrap();
-    assert_eq!(again.flight.as_ref().map(Flight::stage), Some("building"));
+    assert_eq!(again.in_flight.as_ref().map(InFlight::stage), Some("building"));
     assert_eq!(again.next(), 1);
     let anew = state(&[proposed(1), built(1), abandoned(1, false)]).unwrap();
-    assert_eq!((anew.flight.as_ref(), anew.next(), anew.tried().len()), (None, 1, 0));
+    assert_eq!((anew.in_flight.as_ref(), anew.next(), anew.tried().len()), (None, 1, 0));
     state(&[proposed(1), abandoned(1, false), proposed(1), ended(1, Status::Crash)]).unwrap();
 }
 
@@ -173,7 +173,7 @@ proptest! {
             }
             let numbers: Vec<u64> = state.rows.iter().map(|row| row.experiment).collect();
             prop_assert_eq!(&numbers, &(1..state.next()).collect::<Vec<_>>());
-            if let Some(flight) = &state.flight {
+            if let Some(flight) = &state.in_flight {
                 prop_assert_eq!(flight.proposed.experiment, state.next());
             }
         }
@@ -184,7 +184,7 @@ proptest! {
     fn records_round_trip(loss in 0.0..100.0_f64, text in ".*") {
         let Event::Measured(mut evaluation) = measured() else { unreachable!() };
         evaluation.eval_loss = loss;
-        for event in [Event::Floor(evaluation.clone()), Event::Stopped { reason: text.clone() }] {
+        for event in [Event::FullPrecision(evaluation.clone()), Event::Stopped { reason: text.clone() }] {
             let line = serde_json::to_string(&record(event.clone())).unwrap();
             prop_assert!(!line.contains('\n'));
             prop_assert_eq!(serde_json::from_str::<Record>(&line).unwrap().event, event);
@@ -312,6 +312,6 @@ fn time_is_added_up_while_somebody_works() {
         at("09:00:00", Event::Stopped { reason: "again".into() }),
     ];
     let time = State::rebuild(&records).unwrap().time;
-    assert_eq!((time.worked, time.building, time.training, time.around), (85.0, 1.0, 1.0, 1.0));
+    assert_eq!((time.worked, time.building, time.training, time.overhead), (85.0, 1.0, 1.0, 1.0));
     assert_eq!((time.evaluating, time.thinking), (1.0, 0.0));
 }

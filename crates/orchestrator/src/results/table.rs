@@ -11,7 +11,7 @@ use super::kept::{Figures, Gain, Kept, Mean, figures, kept};
 use super::{description, figure, short};
 use crate::agent::Cost;
 use crate::layout::Layout;
-use crate::ledger::{Evaluation, Replicate, Row, State, Status, Time, Unused};
+use crate::ledger::{Evaluation, Replicate, Row, State, Status, Time, WastedRequest};
 use crate::verdict::Noise;
 
 /// One experiment in one line, as `run` prints it.
@@ -54,7 +54,7 @@ pub fn print(state: &State) -> String {
     text
 }
 
-/// What the search found: baseline, best and floor on `select`, and on `report` where that was measured.
+/// What the search found: baseline, best and full-precision parent on `select`, and on `report` where that was measured.
 pub fn summary(state: &State) -> Vec<String> {
     let mut lines = Vec::new();
     let Some(best) = state.incumbent() else { return lines };
@@ -68,18 +68,18 @@ pub fn summary(state: &State) -> Vec<String> {
         of(Status::Timeout),
         of(Status::Invalid),
     ));
-    lines.extend(figures(state, Part::Select).map(|found| means("select", &found, state.floor.as_ref())));
+    lines.extend(figures(state, Part::Select).map(|found| means("select", &found, state.full_precision.as_ref())));
     if let Some(spread) = state.noise() {
         lines.push(noise(&spread, best));
     }
     lines.extend(time(&state.time));
     if let Some(cost) = state.cost() {
-        let (calls, seconds, vain) = (cost.calls, cost.seconds, state.unused.len());
+        let (calls, seconds, vain) = (cost.calls, cost.seconds, state.wasted_requests.len());
         let vain = if vain == 0 { String::new() } else { format!("; {vain} times nothing came of it") };
         lines.push(format!("language models: {calls} calls, {}, {seconds:.0} s{vain}", price(&cost)));
     }
-    let floor = state.reported.get(&(None, None));
-    lines.extend(figures(state, Part::Report).map(|found| means("report", &found, floor)));
+    let full_precision = state.reported.get(&(None, None));
+    lines.extend(figures(state, Part::Report).map(|found| means("report", &found, full_precision)));
     lines.extend(kept(state).iter().filter_map(gains));
     lines
 }
@@ -94,14 +94,14 @@ fn price(cost: &Cost) -> String {
 fn time(time: &Time) -> Option<String> {
     let share = |seconds: f64| 100.0 * seconds / time.worked;
     let before = time.building + time.rehearsing;
-    let listed = time.training + time.around + before + time.evaluating + time.thinking;
+    let listed = time.training + time.overhead + before + time.evaluating + time.thinking;
     (time.worked > 0.0).then(|| {
         format!(
             "{:.2} h: {:.0} % training, {:.0} % its start and export, {:.0} % building and trying, {:.0} % evaluating, \
              {:.0} % thinking, {:.0} % other",
             time.worked / 3600.0,
             share(time.training),
-            share(time.around),
+            share(time.overhead),
             share(before),
             share(time.evaluating),
             share(time.thinking),
@@ -159,7 +159,7 @@ pub fn unsupported(noise: &Noise, settings: &campaign::Noise) -> Option<String> 
     })
 }
 
-fn means(part: &str, found: &Figures, floor: Option<&Evaluation>) -> String {
+fn means(part: &str, found: &Figures, full_precision: Option<&Evaluation>) -> String {
     let mean = |mean: &Mean| {
         let around = mean.half_interval.map_or_else(String::new, |half| format!(" ± {:.6}", mean.perplexity * half));
         format!("ppl {:.6}{around}", mean.perplexity)
@@ -170,13 +170,13 @@ fn means(part: &str, found: &Figures, floor: Option<&Evaluation>) -> String {
         (false, runs) => format!("{runs} runs"),
     };
     let (baseline, best) = (&found.baseline, &found.best);
-    let floor = floor.map_or_else(String::new, |f| format!("; full precision {:.6}", f.eval_ppl));
+    let full_precision = full_precision.map_or_else(String::new, |f| format!("; full precision {:.6}", f.eval_ppl));
     let first = format!("{part}: baseline {} ({})", mean(baseline), runs(baseline));
-    let Some(gain) = &found.gain else { return format!("{first}, still the best{floor}") };
+    let Some(gain) = &found.gain else { return format!("{first}, still the best{full_precision}") };
     let change = (best.perplexity / baseline.perplexity - 1.0) * 100.0;
     let around = gain.half_interval.map_or_else(String::new, |half| format!(" ± {half:.6}"));
     format!(
-        "{first}, best {} (#{} {}, {}): {change:+.2} %, {:+.6}{around} nats (means, 95 % intervals){floor}",
+        "{first}, best {} (#{} {}, {}): {change:+.2} %, {:+.6}{around} nats (means, 95 % intervals){full_precision}",
         mean(best),
         best.experiment,
         short(&best.commit),
@@ -195,7 +195,7 @@ pub struct Document<'a> {
     /// Its rows, oldest first.
     experiments: &'a [Row],
     /// The full-precision parent on `select`.
-    floor: Option<&'a Evaluation>,
+    full_precision: Option<&'a Evaluation>,
     /// Final figures on `report`.
     report: Vec<Final<'a>>,
     /// Measurements of the same commits with other seeds.
@@ -207,7 +207,7 @@ pub struct Document<'a> {
     /// What asking language models took, by experiment.
     costs: BTreeMap<u64, Cost>,
     /// What they were asked in vain.
-    unused: &'a [Unused],
+    wasted_requests: &'a [WastedRequest],
 }
 
 /// A final figure; the full-precision parent has no experiment.
@@ -230,13 +230,13 @@ impl<'a> Document<'a> {
             campaign: &layout.name,
             tag: &layout.tag,
             experiments: &state.rows,
-            floor: state.floor.as_ref(),
+            full_precision: state.full_precision.as_ref(),
             report: report.collect(),
             replicates: &state.replicates,
             noise: state.noise(),
             kept: kept(state),
             costs: state.proposals.iter().filter_map(|(&number, proposed)| Some((number, proposed.cost?))).collect(),
-            unused: &state.unused,
+            wasted_requests: &state.wasted_requests,
         }
     }
 }

@@ -56,7 +56,7 @@ impl Answered {
 pub fn check_agent(root: &Path, campaign: Option<&str>) -> Result<Answered, Failure> {
     let file = campaign_file(root, campaign)?;
     let refused =
-        |message: String| Failure::Campaign { message, hint: "mend [agent] of the campaign file, or the key".into() };
+        |message: String| Failure::Campaign { message, hint: "fix [agent] of the campaign file, or the key".into() };
     let campaign = Campaign::load(&file).map_err(|e| refused(e.to_string()))?;
     let agent = &campaign.agent;
     if !agent.kind.writes_code() {
@@ -103,7 +103,7 @@ pub(super) fn check_question(root: &Path, campaign: &Campaign) -> Result<(), Fai
     };
     prompt::prompt(&State::default(), &knowledge).map(drop).map_err(|too_long| Failure::Campaign {
         message: too_long.to_string(),
-        hint: "mend [agent] of the campaign file, or run with --agent search".into(),
+        hint: "fix [agent] of the campaign file, or run with --agent tpe".into(),
     })
 }
 

@@ -10,14 +10,14 @@ use language_model::Cancel;
 
 use super::ask::check_question;
 use super::{Options, Search, Stop, lock, resumed};
-use crate::agent::mind::Mind;
+use crate::agent::thread::AgentThread;
 use crate::agent::model::{self, Model};
 use crate::child::Interrupts;
 use crate::doctor;
 use crate::error::Failure;
-use crate::experiment::{Broken, Thinking, Turn};
+use crate::experiment::{StepError, Thinking, Turn};
 use crate::files;
-use crate::hold;
+use crate::failpoints;
 use crate::journal::{self, Journal};
 use crate::layout::{self, Kind, Layout};
 use crate::ledger::{Event, Started, State};
@@ -71,12 +71,12 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
         let model = Model::open(&search.campaign.agent, root, &folder, search.start, cancel);
         let model = model.map_err(|e| Failure::Campaign {
             message: format!("the language model cannot be asked: {e:#}"),
-            hint: "mend [agent] of the campaign file or the key, or run with --agent search".into(),
+            hint: "fix [agent] of the campaign file or the key, or run with --agent tpe".into(),
         })?;
         let draft = files::read_regular(&search.layout.draft(), files::LARGEST_TEXT)
             .ok()
             .and_then(|json| serde_json::from_slice(&json).ok());
-        search.thinking = Some(Thinking::new(Mind::new(model), draft));
+        search.thinking = Some(Thinking::new(AgentThread::new(model), draft));
     }
     if begun {
         search.write(resumed())?;
@@ -90,18 +90,18 @@ pub fn run(root: &Path, options: &Options) -> Result<(), Failure> {
     ));
     search.printer.line(&results::header());
     let stop = search.search(options.experiments, options.hours);
-    search.rest();
+    search.reset_worktree();
     let reason = match stop? {
         Stop::Interrupted => "interrupted".to_owned(),
         Stop::Limit(why) => {
             search.limits.experiments = Some(search.state.rows.len() as u64);
             // The last keep is no lucky number either.
-            if search.settle()? && search.measure_report()? { why } else { format!("{why}; interrupted") }
+            if search.replicate_incumbent()? && search.measure_report()? { why } else { format!("{why}; interrupted") }
         }
     };
     search.stop_thinking()?;
     search.write(Event::Stopped { reason: reason.clone() })?;
-    hold::at("stop-written");
+    failpoints::at("stop-written");
     search.printer.line(&format!("stopped: {reason}"));
     let state = &search.state;
     for line in results::summary(state) {
@@ -194,7 +194,7 @@ pub fn attempt(root: &Path, layout: &Layout, options: &Options, attempt: &Attemp
         }
         search.propose_recipe(&attempt.source, &attempt.author, &attempt.description)?;
         search.printer.line(&results::header());
-        match search.turn()? {
+        match search.run_one()? {
             Turn::Interrupted => Err(Failure::Interrupted),
             Turn::Done | Turn::Exhausted(_) => Ok(()),
         }
@@ -237,9 +237,9 @@ pub fn replicate(root: &Path, layout: &Layout, options: &Options, name: &str, ru
             }
             let log = search.layout.run().join("replicates");
             search.rerun(row.experiment).map_err(|broken| match broken {
-                Broken::Cannot(failure) => failure,
-                Broken::Interrupted(_) => Failure::Interrupted,
-                Broken::Failed(_, reason) => {
+                StepError::Cannot(failure) => failure,
+                StepError::Interrupted(_) => Failure::Interrupted,
+                StepError::Failed(_, reason) => {
                     Failure::Other(anyhow!("it failed with another seed: {reason} (logs are in {})", log.display()))
                 }
             })?;
@@ -267,7 +267,7 @@ pub(super) fn with(
     let machine = options.machine.clone();
     let mut search = Search::open(layout.clone(), lock, &workspace, interrupts, printer, machine)?;
     let done = work(&mut search);
-    search.rest();
+    search.reset_worktree();
     done
 }
 
@@ -385,12 +385,12 @@ pub(crate) fn begin(
         .into(),
         compiler: status::compiler(&layout.root),
     };
-    hold::at("search-pinned");
+    failpoints::at("search-pinned");
     let (mut journal, records) = Journal::open(&layout.journal())?;
     if records.is_empty() {
         journal.append(Event::Started(started))?;
     }
-    hold::at("search-started");
+    failpoints::at("search-started");
     Ok(())
 }
 
@@ -445,7 +445,7 @@ fn log_to(path: &Path) -> Result<(), Failure> {
 /// With the names there are.
 pub fn parse_agent(name: &str) -> Result<AgentKind, String> {
     match name {
-        "search" => Ok(AgentKind::Search),
+        "tpe" | "search" => Ok(AgentKind::Tpe),
         "random" => Ok(AgentKind::Random),
         _ => Err("agents: search, random".into()),
     }

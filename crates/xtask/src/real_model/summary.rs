@@ -149,7 +149,7 @@ impl Figures {
         let seconds = |key: &str| status["time"][key].as_f64().unwrap_or_default();
         let worked = seconds("worked").max(f64::MIN_POSITIVE);
         let _ = writeln!(out, "time: {worked:.0} s");
-        for key in ["thinking", "building", "rehearsing", "training", "around", "evaluating"] {
+        for key in ["thinking", "building", "rehearsing", "training", "overhead", "evaluating"] {
             let _ = writeln!(out, "  {key:<10} {:>6.1} s {:>5.1} %", seconds(key), 100.0 * seconds(key) / worked);
         }
         out

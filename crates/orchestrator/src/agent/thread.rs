@@ -14,23 +14,23 @@ use language_model::{Prompt, Spent};
 use serde::{Deserialize, Serialize};
 
 use super::Cost;
-use super::model::{Conversation, Model, Thought};
-use crate::hold;
+use super::model::{Conversation, Model, AskOutcome};
+use crate::failpoints;
 use crate::knobs;
 use crate::ledger::Built;
 use crate::parsing;
 
 /// A language model, here or at work.
-pub struct Mind {
+pub struct AgentThread {
     name: String,
     rules: Rules<'static>,
     spent: Spent,
-    place: Place,
+    state: AgentState,
 }
 
-enum Place {
-    Here(Box<Model>),
-    AtWork {
+enum AgentState {
+    Idle(Box<Model>),
+    Working {
         thread: JoinHandle<(Box<Model>, Answer)>,
         compiles: Arc<AtomicBool>,
     },
@@ -146,14 +146,14 @@ pub struct Draft {
     pub built: Option<Built>,
 }
 
-impl Mind {
+impl AgentThread {
     /// A model that has nothing to do yet.
     pub fn new(model: Model) -> Self {
         Self {
             name: model.name().to_owned(),
             rules: model.rules(),
             spent: *model.spent(),
-            place: Place::Here(Box::new(model)),
+            state: AgentState::Idle(Box::new(model)),
         }
     }
 
@@ -174,53 +174,53 @@ impl Mind {
 
     /// Whether it can be given something.
     pub fn is_idle(&self) -> bool {
-        matches!(self.place, Place::Here(_))
+        matches!(self.state, AgentState::Idle(_))
     }
 
     /// Whether it can never be given anything again.
     pub fn is_lost(&self) -> bool {
-        matches!(self.place, Place::Lost)
+        matches!(self.state, AgentState::Lost)
     }
 
     /// Whether it has something to do.
     pub fn works(&self) -> bool {
-        matches!(self.place, Place::AtWork { .. })
+        matches!(self.state, AgentState::Working { .. })
     }
 
     /// Whether a compiler works for it.
     pub fn compiles(&self) -> bool {
-        matches!(&self.place, Place::AtWork { compiles, .. } if compiles.load(Ordering::Relaxed))
+        matches!(&self.state, AgentState::Working { compiles, .. } if compiles.load(Ordering::Relaxed))
     }
 
     /// Sets an idle one to work; one that is not stays with what it does.
     pub fn assign(&mut self, assignment: Assignment) {
-        match std::mem::replace(&mut self.place, Place::Lost) {
-            Place::Here(mut model) => {
+        match std::mem::replace(&mut self.state, AgentState::Lost) {
+            AgentState::Idle(mut model) => {
                 let compiles = Arc::new(AtomicBool::new(false));
                 let flag = Arc::clone(&compiles);
                 let thread = thread::spawn(move || {
                     let answer = survived(&mut model, assignment, &flag);
                     (model, answer)
                 });
-                self.place = Place::AtWork { thread, compiles };
+                self.state = AgentState::Working { thread, compiles };
             }
-            other => self.place = other,
+            other => self.state = other,
         }
     }
 
     /// What it came back with, if it did since this was asked last.
     pub fn answer(&mut self) -> Option<Answer> {
-        match &self.place {
-            Place::AtWork { thread, .. } if thread.is_finished() => {}
+        match &self.state {
+            AgentState::Working { thread, .. } if thread.is_finished() => {}
             _ => return None,
         }
-        let Place::AtWork { thread, .. } = std::mem::replace(&mut self.place, Place::Lost) else { return None };
+        let AgentState::Working { thread, .. } = std::mem::replace(&mut self.state, AgentState::Lost) else { return None };
         let Ok((model, answer)) = thread.join() else {
             let outcome = Outcome::None("its thread is gone, and it is given up".into());
             return Some(Answer { lessons: Vec::new(), outcome, cost: Cost::default() });
         };
         self.spent = *model.spent();
-        self.place = Place::Here(model);
+        self.state = AgentState::Idle(model);
         Some(answer)
     }
 }
@@ -256,13 +256,13 @@ fn work(
         learnt.extend(text.map(|text| (lesson.experiment, text)));
     }
     let accept = |edit: &Edit| accept(edit, &tried);
-    hold::may_panic("thinking");
+    failpoints::may_panic("thinking");
     let mut before = Cost::default();
     let (mut thought, shown) = match task {
         Task::Nothing => return (Outcome::Nothing, model.take_cost()),
         Task::Propose(question) => match question(learnt) {
             Ok(question) => (model.propose(question, &recipe, accept), commit),
-            Err(why) => (Thought::None(why), commit),
+            Err(why) => (AskOutcome::None(why), commit),
         },
         Task::Repair(repair) => {
             before = repair.cost;
@@ -271,9 +271,9 @@ fn work(
     };
     let outcome = loop {
         let (edit, hash, conversation) = match thought {
-            Thought::Edit((edit, hash), conversation) => (edit, hash, conversation),
-            Thought::None(why) => break Outcome::None(why),
-            Thought::Interrupted => break Outcome::Nothing,
+            AskOutcome::Edit((edit, hash), conversation) => (edit, hash, conversation),
+            AskOutcome::None(why) => break Outcome::None(why),
+            AskOutcome::Interrupted => break Outcome::Nothing,
         };
         compiles.store(compile.is_some(), Ordering::Relaxed);
         let compiled = compile.as_mut().map_or(Compiled::NotNow, |compile| compile(&edit));
