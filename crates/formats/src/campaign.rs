@@ -319,7 +319,7 @@ pub struct Noise {
 
 impl Default for Noise {
     fn default() -> Self {
-        Self { replicates: 3, fresh_runs: 4, level: 0.05, borderline: 0.2, max_runs: 12, min_gain: 0.001, margin: 0.02 }
+        Self { replicates: 3, fresh_runs: 2, level: 0.03, borderline: 0.15, max_runs: 8, min_gain: 0.001, margin: 0.02 }
     }
 }
 

@@ -83,7 +83,7 @@ fn share(lengths: &Lengths, ahead: bool) -> serde_json::Value {
         server.base_url()
     );
     let text = text
-        .replacen("kind = \"search\"\n", &agent, 1)
+        .replacen("kind = \"tpe\"\n", &agent, 1)
         .replace("sandbox = \"off\"", "sandbox = \"best-effort\"")
         .replace("seconds = 60.0", &format!("seconds = {:?}", lengths.budget))
         .replace("hard_limit_seconds = 300.0", &format!("hard_limit_seconds = {:?}", lengths.budget * 3.0));

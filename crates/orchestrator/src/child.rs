@@ -26,8 +26,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use sandbox::{Policy, Request};
 use wait4::Wait4;
 
-use crate::files;
 use crate::failpoints;
+use crate::files;
 use crate::secrets;
 pub use interrupts::Interrupts;
 use lifeline::Lifeline;

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 use crate::error::Failure;
-use crate::files;
 use crate::failpoints;
+use crate::files;
 use crate::ledger::Event;
 
 const FORMAT: &str = "ternary-autoresearch";

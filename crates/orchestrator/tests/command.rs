@@ -45,8 +45,8 @@ fn asking(repository: &Repository, agent: &str) {
     let campaign = repository.root().join("experiments/nano/campaign.toml");
     let text = fs::read_to_string(&campaign).unwrap();
     let text = text.replace("sandbox = \"off\"", "sandbox = \"best-effort\"");
-    assert!(text.contains("kind = \"search\"\n"));
-    fs::write(&campaign, text.replacen("kind = \"search\"\n", agent, 1)).unwrap();
+    assert!(text.contains("kind = \"tpe\"\n"));
+    fs::write(&campaign, text.replacen("kind = \"tpe\"\n", agent, 1)).unwrap();
     repository.git(&["commit", "-q", "-a", "-m", "a program"]);
 }
 

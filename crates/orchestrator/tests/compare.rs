@@ -51,7 +51,7 @@ if [ -n "$artifact" ]; then read -r rate seed < "$artifact"; else rate=base; see
 awk -v rate="$rate" -v seed="$seed" -v part="$part" 'BEGIN {
     d = log(rate / 0.01); l = rate == "base" ? 2.5 : 3 + d * d + 0.2 * sin(100 * seed + 1000 * rate)
     if (part == "report") l += 0.1
-    printf "{\"eval_loss\":%.9f,\"eval_ppl\":%.9f,\"eval_bpb\":1.5,\"tokens\":100,", l, exp(l)
+    printf "{\"part\":\"%s\",\"eval_loss\":%.9f,\"eval_ppl\":%.9f,\"eval_bpb\":1.5,\"tokens\":100,", part, l, exp(l)
     printf "\"bits_per_weight\":1.7,\"q_neg1\":0.3,\"q_zero\":0.4,\"q_pos1\":0.3,\"seconds\":0.1}" }' > "$out"
 "#;
 

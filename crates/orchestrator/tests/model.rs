@@ -33,8 +33,8 @@ fn repository(agent: &str) -> Repository {
     let told = repository.dir.path().join("told");
     fs::create_dir(&told).unwrap();
     let text = text.replace("sandbox_read = []", &format!("sandbox_read = [{told:?}]"));
-    assert!(text.contains("kind = \"search\"\n"));
-    fs::write(&campaign, text.replacen("kind = \"search\"\n", agent, 1)).unwrap();
+    assert!(text.contains("kind = \"tpe\"\n"));
+    fs::write(&campaign, text.replacen("kind = \"tpe\"\n", agent, 1)).unwrap();
     fs::write(repository.root().join("program.md"), "Find the best learning rate.\n").unwrap();
     let recipe = repository.root().join("crates/trainer/src/train.rs");
     let text = fs::read_to_string(&recipe).unwrap() + &"// far from the other\n".repeat(10) + BATCH + "\n";
@@ -180,8 +180,12 @@ fn a_thinker_that_panics_is_asked_again() {
         reply("401 Unauthorized", "content-type: application/json\r\n", r#"{"error":{"message":"no"}}"#),
     ]);
     let repository = asking(&server);
-    let out =
-        repository.command(&RUN).env("TEST_KEY", KEY).env(orchestrator::failpoints::PANIC, "thinking:1").output().unwrap();
+    let out = repository
+        .command(&RUN)
+        .env("TEST_KEY", KEY)
+        .env(orchestrator::failpoints::PANIC, "thinking:1")
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let agents: Vec<String> =
         rows(&repository).iter().map(|row| row["agent"].as_str().unwrap_or_default().to_owned()).collect();

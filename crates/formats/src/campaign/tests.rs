@@ -57,7 +57,7 @@ fn unknown_keys_name_the_nearest() {
 
 #[test]
 fn mixed_is_a_kind_and_the_search_in_turn() {
-    let agent = |keys: &str| Campaign::parse(&NANO.replace("kind = \"search\"", keys)).map(|campaign| campaign.agent);
+    let agent = |keys: &str| Campaign::parse(&NANO.replace("kind = \"tpe\"", keys)).map(|campaign| campaign.agent);
     let written = "kind = \"mixed\"\nwith = \"replay\"\nreplay = \"recorded\"";
     let mixed = agent(written).expect("valid");
     assert_eq!((mixed.kind, mixed.search_every), (AgentKind::Replay, 2));
@@ -65,6 +65,7 @@ fn mixed_is_a_kind_and_the_search_in_turn() {
     for keys in ["kind = \"mixed\"", "kind = \"mixed\"\nwith = \"random\"", "kind = \"mixed\"\nwith = \"mixed\""] {
         assert!(agent(keys).expect_err(keys).contains("say with whom"), "{keys}");
     }
+    assert_eq!(agent("kind = \"search\"").expect("its former name").kind, AgentKind::Tpe);
     assert!(agent("kind = \"tpe\"\nwith = \"replay\"").expect_err("not mixed").contains("remove it"));
 }
 
@@ -77,9 +78,9 @@ fn wrong_values_name_their_key() {
             "data.text[0].format: unknown value \"wiki-doc\"; did you mean \"wiki-docs\"?",
         ),
         (
-            "kind = \"search\"",
+            "kind = \"tpe\"",
             "kind = \"llm\"",
-            "agent.kind: unknown value \"llm\"; use one of search, random, openai, anthropic, command, replay, mixed",
+            "agent.kind: unknown value \"llm\"; use one of search, tpe, random, openai, anthropic, command, replay, mixed",
         ),
         ("window = 256", "window = \"256\"", "evaluation.window: invalid type: string \"256\", expected usize"),
         (

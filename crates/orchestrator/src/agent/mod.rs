@@ -4,11 +4,11 @@
 //! that a campaign that was stopped goes on exactly as if it had not been.
 
 mod command;
-pub mod thread;
 pub mod model;
 pub mod outline;
 pub mod prompt;
 mod random;
+pub mod thread;
 mod tpe;
 
 use std::collections::{BTreeMap, BTreeSet};

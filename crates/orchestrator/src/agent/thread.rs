@@ -14,7 +14,7 @@ use language_model::{Prompt, Spent};
 use serde::{Deserialize, Serialize};
 
 use super::Cost;
-use super::model::{Conversation, Model, AskOutcome};
+use super::model::{AskOutcome, Conversation, Model};
 use crate::failpoints;
 use crate::knobs;
 use crate::ledger::Built;
@@ -214,7 +214,9 @@ impl AgentThread {
             AgentState::Working { thread, .. } if thread.is_finished() => {}
             _ => return None,
         }
-        let AgentState::Working { thread, .. } = std::mem::replace(&mut self.state, AgentState::Lost) else { return None };
+        let AgentState::Working { thread, .. } = std::mem::replace(&mut self.state, AgentState::Lost) else {
+            return None;
+        };
         let Ok((model, answer)) = thread.join() else {
             let outcome = Outcome::None("its thread is gone, and it is given up".into());
             return Some(Answer { lessons: Vec::new(), outcome, cost: Cost::default() });

@@ -15,8 +15,8 @@ use super::confine::{build_seconds, enforced, toolchain_folder, unconfined};
 use super::{StepError, oid};
 use crate::child::{self, Confined, End, Runner, Task};
 use crate::error::Failure;
-use crate::files;
 use crate::failpoints;
+use crate::files;
 use crate::layout::{Layout, RECIPE, Run};
 use crate::ledger::{Built, Proposed, Status};
 use crate::search::Search;
@@ -207,7 +207,12 @@ impl Builder {
 
     /// Builds the commit that the search started from into the folder of compiled dependencies, the one build that
     /// writes there.
-    fn build_dependencies(&self, tools: &BuildContext, run: Run, mut tick: impl FnMut(Duration)) -> Result<(), StepError> {
+    fn build_dependencies(
+        &self,
+        tools: &BuildContext,
+        run: Run,
+        mut tick: impl FnMut(Duration),
+    ) -> Result<(), StepError> {
         self.show_candidate(tools, self.start)?;
         // What another search compiled after these files were written would pass for theirs: cargo goes by times.
         date_all(&self.layout.worktree(), SystemTime::now())?;

@@ -17,10 +17,10 @@ use language_model::{Spent, quote};
 use super::build::BuildContext;
 use super::train::REHEARSAL_LOG;
 use super::{StepError, oid};
-use crate::agent::thread::{Answer, Assignment, Compile, Compiled, Draft, Lesson, AgentThread, Outcome, Repair, Task};
 use crate::agent::model::Conversation;
 use crate::agent::outline::Outline;
 use crate::agent::prompt::{self, Knowledge, Left};
+use crate::agent::thread::{AgentThread, Answer, Assignment, Compile, Compiled, Draft, Lesson, Outcome, Repair, Task};
 use crate::agent::{self, Cost};
 use crate::error::Failure;
 use crate::files;
@@ -169,7 +169,9 @@ impl Search<'_> {
 
     /// Puts a recipe that does not build or fails at once back to the model that wrote it, if it may be told once more.
     pub(super) fn hand_back(&mut self, reason: &str) -> Result<bool, Failure> {
-        let Some(flight) = self.state.in_flight.clone().filter(|flight| flight.built.is_none()) else { return Ok(false) };
+        let Some(flight) = self.state.in_flight.clone().filter(|flight| flight.built.is_none()) else {
+            return Ok(false);
+        };
         let Proposed { experiment, cost, .. } = flight.proposed;
         let Some(thinking) = &mut self.thinking else { return Ok(false) };
         let Some(talk) = thinking.talk.take_if(|talk| talk.experiment == experiment) else { return Ok(false) };

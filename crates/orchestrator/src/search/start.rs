@@ -10,14 +10,14 @@ use language_model::Cancel;
 
 use super::ask::check_question;
 use super::{Options, Search, Stop, lock, resumed};
-use crate::agent::thread::AgentThread;
 use crate::agent::model::{self, Model};
+use crate::agent::thread::AgentThread;
 use crate::child::Interrupts;
 use crate::doctor;
 use crate::error::Failure;
 use crate::experiment::{StepError, Thinking, Turn};
-use crate::files;
 use crate::failpoints;
+use crate::files;
 use crate::journal::{self, Journal};
 use crate::layout::{self, Kind, Layout};
 use crate::ledger::{Event, Started, State};

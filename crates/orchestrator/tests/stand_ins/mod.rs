@@ -54,11 +54,12 @@ echo '{"status":"completed","training_seconds":1.5,"processor_seconds":0,"num_st
 /// The best learning rate is 0.01; a seed shifts the loss by up to 0.2.
 const EVALUATOR: &str = r#"#!/bin/sh
 while [ $# -gt 0 ]; do
-    case $1 in --out) out=$2 ;; --artifact) artifact=$2 ;; esac
+    case $1 in --out) out=$2 ;; --artifact) artifact=$2 ;; --part) part=$2 ;; esac
     shift
 done
-awk '{ d = log($1 / 0.01); l = 3 + d * d + 0.2 * sin(100 * $2 + 1000 * $1)
-    printf "{\"eval_loss\":%.9f,\"eval_ppl\":%.9f,\"eval_bpb\":1.5,\"tokens\":100,", l, exp(l)
+awk -v part="$part" '{ d = log($1 / 0.01); l = 3 + d * d + 0.2 * sin(100 * $2 + 1000 * $1)
+    printf "{\"part\":\"%s\",\"eval_loss\":%.9f,\"eval_ppl\":%.9f,", part, l, exp(l)
+    printf "\"eval_bpb\":1.5,\"tokens\":100,"
     printf "\"window_losses\":[%.6f,%.6f,%.6f],", l - 0.5, l, l + 0.5
     printf "\"bits_per_weight\":1.7,\"q_neg1\":0.3,\"q_zero\":0.4,\"q_pos1\":0.3,\"seconds\":0.1}" }' "$artifact" > "$out"
 "#;
@@ -67,10 +68,10 @@ awk '{ d = log($1 / 0.01); l = 3 + d * d + 0.2 * sin(100 * $2 + 1000 * $1)
 const SETTINGS: [(&str, &str); 6] = [
     ("sandbox = \"on\"", "sandbox = \"off\""),
     ("replicates = 3", "replicates = 2"),
-    ("fresh_runs = 4", "fresh_runs = 1"),
-    ("max_runs = 12", "max_runs = 3"),
-    ("level = 0.05", "level = 0.4"),
-    ("borderline = 0.2", "borderline = 0.49"),
+    ("fresh_runs = 2", "fresh_runs = 1"),
+    ("max_runs = 8", "max_runs = 3"),
+    ("level = 0.03", "level = 0.4"),
+    ("borderline = 0.15", "borderline = 0.49"),
 ];
 
 const PREPARE: &str = r#"#!/bin/sh
