@@ -409,7 +409,10 @@ fn with_probes(seconds: &str) -> (Repository, String) {
 
 #[test]
 fn that_the_machine_was_slower_is_believed_where_it_is() {
-    let (repository, file) = with_probes("probe=0.0125; [ RATE = 4e-3 ] && probe=0.01");
+    let (repository, file) = with_probes(
+        "probe=0.01; case RATE in 7e-3|8e-3) probe=0.0125 ;; \
+         4e-3) [ ! -e \"${0%/*}/../../../../../../fast\" ] || probe=0.008 ;; esac",
+    );
     let probe = repository.dir.path().join("probe");
     let alone = |seconds: &str| fs::write(&probe, format!("{{\"probe_seconds\":{seconds}}}")).unwrap();
     alone("0.02");
@@ -419,7 +422,17 @@ fn that_the_machine_was_slower_is_believed_where_it_is() {
     let row = tried(&repository, &file);
     assert_eq!(row["status"], "timeout", "{row}");
     let reason = row["reason"].as_str().unwrap();
-    assert!(reason.contains("25 % slower") && reason.contains("the incumbent came to its end"), "{reason}");
+    assert!(
+        reason.contains("25 % slower than it is right after") && reason.contains("the incumbent came to its end"),
+        "{reason}"
+    );
+
+    // As fast as ever in the run, and a fifth faster after it.
+    alone("0.016");
+    fs::write(repository.root().join(".git/info/exclude"), "fast\n").unwrap();
+    fs::write(repository.root().join("fast"), "").unwrap();
+    fs::write(&file, RECIPE.replace("4e-3", "4.1e-3")).unwrap();
+    assert_eq!(tried(&repository, &file)["status"], "timeout");
 
     alone("0.024");
     fs::write(&file, RECIPE.replace("4e-3", "8e-3")).unwrap();

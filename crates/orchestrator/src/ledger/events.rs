@@ -212,9 +212,8 @@ pub struct Processor {
 pub struct Speed {
     /// Within the run, on average, as the frame says.
     pub probe_s: f64,
-    /// Right after it, by the evaluator; `None` where the run claims nothing that needs it.
-    #[serde(default)]
-    pub alone_s: Option<f64>,
+    /// Right after it, by the evaluator.
+    pub alone_s: f64,
 }
 
 /// What the evaluator measured.
