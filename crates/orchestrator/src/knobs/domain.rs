@@ -236,7 +236,8 @@ fn significant(value: f64) -> f64 {
 /// Rounded to the coarsest power of ten that still cuts `width` into [`STEPS`] or more.
 fn on_grid(value: f64, width: f64) -> f64 {
     let decimals = (STEPS / width).log10().ceil().max(0.0) as usize;
-    format!("{value:.decimals$}").parse().unwrap_or(value)
+    // -0 is 0, which has one text.
+    format!("{value:.decimals$}").parse().unwrap_or(value) + 0.0
 }
 
 /// The shortest float literal, always with a point or an exponent, as rustfmt leaves it.
