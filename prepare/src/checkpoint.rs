@@ -4,6 +4,7 @@
 //! What a checkpoint says twice (a single file beside an index, a head beside a tied embedding) must be the same.
 
 mod config;
+mod keys;
 mod rope;
 
 use std::borrow::Cow;

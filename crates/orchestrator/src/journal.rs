@@ -16,7 +16,7 @@ use crate::clock;
 use crate::error::Failure;
 use crate::failpoints;
 use crate::files;
-use crate::ledger::Event;
+use crate::ledger::{Event, Record};
 
 const FORMAT: &str = "ternary-autoresearch";
 /// Raised with every change of meaning of a record.
@@ -26,15 +26,6 @@ const VERSION: u32 = 1;
 struct Header {
     journal: String,
     version: u32,
-}
-
-/// One line of the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// When it was written, UTC.
-    pub time: String,
-    /// What happened, or is about to.
-    pub event: Event,
 }
 
 /// An open journal. Whoever has it holds the search's lock.

@@ -12,7 +12,6 @@ use serde::Serialize;
 
 use crate::agent::Cost;
 use crate::clock;
-use crate::journal::Record;
 use crate::verdict::{self, Comparison, Evidence, Noise, Windows};
 
 pub use arms::{Arm, ArmRun, Measured, Outcome};

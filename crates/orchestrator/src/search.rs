@@ -4,6 +4,7 @@
 //! flight goes on from the last step that is written down; the views are written anew.
 
 mod ask;
+mod question;
 mod start;
 
 use std::fs::{self, File, TryLockError};

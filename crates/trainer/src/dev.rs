@@ -12,8 +12,8 @@ use formats::corpus::Corpus;
 use tch::{Device, Kind, Tensor};
 use ternary::model::{Decoder, Dense, Linears, Score, Weights};
 
-use crate::frame::Trained;
 use crate::log::DevColumns;
+use crate::trained::Trained;
 
 /// Tokens between two looks at the stop signal.
 const BATCH_TOKENS: usize = 4096;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use formats::artifact::{Grouping, ModelConfig};
+use formats::artifact::ModelConfig;
 use formats::campaign;
 use formats::campaign::{Campaign, Part};
 use formats::contract::{self, Ended, Summary};
@@ -16,7 +16,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use ternary::model::Weights;
-use ternary::quantize::Quantized;
 
 use crate::args::{self, Args};
 use crate::batches::{Batch, Batches};
@@ -26,6 +25,7 @@ use crate::handover::{self, Origin};
 use crate::log::{Line, Log};
 use crate::speed::Speed;
 use crate::summary;
+pub use crate::trained::{TernaryMatrix, Trained};
 
 /// A loss above this is a run gone wrong (nats a token; a uniform guess over 10⁶ tokens is 13.8).
 const LARGEST_LOSS: f64 = 100.0;
@@ -38,30 +38,6 @@ pub struct Diverged {
     pub step: u64,
     /// Its loss, nats a token.
     pub loss: f64,
-}
-
-/// One quantized matrix, as the recipe hands it over.
-#[derive(Debug)]
-pub struct TernaryMatrix {
-    /// Hugging Face's tensor name.
-    pub name: String,
-    /// Which weights share a scale.
-    pub grouping: Grouping,
-    /// Codes and scales.
-    pub quantized: Quantized,
-    /// What the forward pass multiplies with at λ = 1 (out, in), f32 or bf16: the stored weights must equal it.
-    pub weight: Tensor,
-}
-
-/// A model at hard ternary.
-#[derive(Debug)]
-pub struct Trained {
-    /// Bits of the projections' inputs: 16, 8 or 4.
-    pub activation_bits: u32,
-    /// The quantized projections.
-    pub ternary: Vec<TernaryMatrix>,
-    /// Every other trained tensor by Hugging Face name. What is in neither is taken from the base model.
-    pub dense: Vec<(String, Tensor)>,
 }
 
 /// What a recipe reports of a step.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use formats::artifact::{Artifact, DenseData, DenseTensor, ModelConfig};
 use tch::{Device, Kind, Tensor};
 
-use crate::frame::Trained;
+use crate::trained::Trained;
 
 /// What an artifact says about itself beside the trained tensors.
 pub struct Origin<'a> {

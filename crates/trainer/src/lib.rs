@@ -14,3 +14,4 @@ pub mod handover;
 pub mod log;
 pub mod speed;
 pub mod summary;
+pub mod trained;

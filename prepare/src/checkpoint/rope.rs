@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use formats::artifact::config::RopeScaling;
 use serde_json::Value;
 
-use super::config::Keys;
+use super::keys::Keys;
 
 /// transformers' base of the frequencies where none is given.
 const DEFAULT_THETA: f64 = 10_000.0;

@@ -10,6 +10,15 @@ use super::arms::{Arm, ArmRun};
 use crate::agent::Cost;
 use crate::verdict::Comparison;
 
+/// One line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// When it was written, UTC.
+    pub time: String,
+    /// What happened, or is about to.
+    pub event: Event,
+}
+
 /// Everything that is written down, in the order in which it can happen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,24 +1,20 @@
 //! `agent check`: does the campaign's language model answer, what does that cost, and what would it be asked next?
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::Context;
 use formats::campaign::{AgentKind, Campaign};
-use language_model::{Cancel, Spent};
+use language_model::Cancel;
 use serde::Serialize;
 
 use super::Options;
 use super::campaign_file;
+use super::question::check_question;
 use super::start::{check_sandbox, with};
+use crate::agent::Cost;
 use crate::agent::model::{self, Model};
-use crate::agent::prompt::{self, Knowledge, Left};
-use crate::agent::{self, Cost};
 use crate::error::Failure;
-use crate::files;
-use crate::layout::{Layout, RECIPE};
-use crate::ledger::State;
+use crate::layout::Layout;
 use crate::results;
 use crate::secrets;
 use crate::workspace::Workspace;
@@ -77,34 +73,6 @@ pub fn check_agent(root: &Path, campaign: Option<&str>) -> Result<Answered, Fail
     let _ = fs::remove_dir_all(&folder);
     let (answer, cost) = answered.map_err(refused)?;
     Ok(Answered { model: model.name().to_owned(), answer, cost })
-}
-
-/// Refuses a campaign whose language model would be asked more than it may, before anything is begun.
-///
-/// # Errors
-/// [`Failure::Campaign`] with the sizes of the question's parts.
-pub(super) fn check_question(root: &Path, campaign: &Campaign) -> Result<(), Failure> {
-    let read = |path: &str| files::read_text(&root.join(path)).unwrap_or_default();
-    let (spent, agent) = (Spent::default(), &campaign.agent);
-    let left =
-        Left { experiment: 1, kept: 0, experiments: None, hours: None, spent: &spent, caps: &agent.caps }.to_string();
-    let knowledge = Knowledge {
-        program: read("program.md"),
-        outline: agent::outline(root).unwrap_or_default(),
-        rules: model::rules(model::format(agent)),
-        campaign: prompt::campaign(campaign).context("cannot write the campaign out")?,
-        prompt_tokens: agent.prompt_tokens,
-        history_tokens: agent.history_tokens,
-        diffs: BTreeMap::new(),
-        log: String::new(),
-        left,
-        in_flight: None,
-        recipe: read(RECIPE),
-    };
-    prompt::prompt(&State::default(), &knowledge).map(drop).map_err(|too_long| Failure::Campaign {
-        message: too_long.to_string(),
-        hint: "fix [agent] of the campaign file, or run with --agent tpe".into(),
-    })
 }
 
 /// The next question of a search that does not run, as it would be sent.

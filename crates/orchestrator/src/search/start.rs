@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use formats::campaign::{AgentKind, Campaign, Sandbox};
 use language_model::Cancel;
 
-use super::ask::check_question;
+use super::question::check_question;
 use super::{Options, Search, Stop, lock, resumed};
 use crate::agent::model::{self, Model};
 use crate::agent::thread::AgentThread;
