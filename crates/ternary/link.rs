@@ -9,7 +9,6 @@
 /// When the calling package does not depend on torch-sys directly: cargo then hides where libtorch is.
 fn link() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    println!("cargo:rerun-if-changed=build.rs");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")
         .expect("DEP_TCH_LIBTORCH_LIB is unset: make torch-sys a direct dependency of this package");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");

@@ -1,4 +1,4 @@
-//! Writes what the fuzzer begins with: valid artifacts, in both forms of its input. Example, in crates/artifact:
+//! Writes what the fuzzer begins with: valid artifacts, in both forms of its input. Example, in crates/formats:
 //! `cargo run --release --example fuzz_seeds -- fuzz/corpus/read`
 
 use std::fs;

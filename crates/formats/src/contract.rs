@@ -17,9 +17,6 @@ pub const INVALID: u8 = 4;
 /// Exit code of the evaluator when nothing could be measured, whatever the artifact is.
 pub const FAILED: u8 = 1;
 
-/// Where a program computes, as `--device` says it.
-pub const DEVICES: [&str; 4] = ["auto", "cpu", "cuda", "mps"];
-
 /// Name of the trainer's log.
 pub const LOG: &str = "train.tsv";
 /// Name of the trainer's summary.

@@ -1,6 +1,7 @@
 //! When an endpoint that failed is worth asking again, so that a loop can go on without it meanwhile.
 //!
-//! Pure: the caller tells the time. No failure is final, as keys are replaced and accounts filled while nobody looks.
+//! The caller passes the time, so that tests can choose it. No failure is permanent: during a night, keys are replaced and
+//! accounts refilled.
 
 use std::time::{Duration, Instant};
 

@@ -15,11 +15,11 @@ use crate::model::ops;
 const TOKENS: i64 = 1024;
 /// Channels of its residual stream and of its inner layer: those of `experiments/nano`.
 const CHANNELS: [i64; 2] = [256, 512];
-/// Times that the work is done before it is timed: training leaves the caches full of its own.
+/// Untimed rounds before the timed ones, since training has filled the caches with its own data.
 const WARMUP_ROUNDS: usize = 1;
 /// Just below the 32 MiB from which glibc never keeps anything.
 const KEPT_BYTES: i64 = 31 << 20;
-/// Times that are timed.
+/// Timed rounds.
 const ROUNDS: usize = 3;
 
 /// A fixed piece of work on the processor.

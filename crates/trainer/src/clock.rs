@@ -27,8 +27,8 @@ pub enum Meter {
     },
 }
 
-/// Share of its own processor time that a step costs at least, for [`Meter::Work`], so that leaving the other threads idle
-/// is no saving. A thread that shares the work spends little more than its part, so it does not bind there.
+/// [`Meter::Work`] counts at least this share of the calling thread's processor time, so a recipe cannot save time by leaving
+/// the other threads idle. The limit never applies where the threads share the work: each then has about its part.
 const ALONE: f64 = 0.8;
 
 /// A moment by every clock there is.

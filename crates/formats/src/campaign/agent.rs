@@ -64,7 +64,7 @@ pub struct Agent {
     /// Dollars per million tokens.
     #[serde(default)]
     pub prices: Option<Prices>,
-    /// What may be spent in a search; then it goes on with `tpe`.
+    /// Spending limits of a search. Once one is reached, `tpe` proposes.
     #[serde(default)]
     pub caps: Caps,
     /// Folder of recorded exchanges (replay).

@@ -32,34 +32,33 @@ struct Shown {
     without: &'static [&'static str],
 }
 
+/// Of `ternary`. Grids and rotations cannot be exported, nor can a projection that stays dense. The frame reads files, scores
+/// texts and times the machine. No artifact holds a norm inside a block.
+const NOT_FOR_RECIPES: &[&str] = &[
+    "grid",
+    "probe",
+    "Hadamard",
+    "Kronecker",
+    "Candidate",
+    "exceptions",
+    "UnknownSchedule",
+    "weight_quant",
+    "Score",
+    "score",
+    "Rope",
+    "HeadNorm",
+    "rotate",
+    "model::ops::portable",
+    "ops::portable",
+    "SubLayerNorm",
+    "ModelError",
+    "Weights::config",
+    "Weights::load",
+];
+
 /// The crates that a recipe uses, in the order in which they are shown.
 const SHOWN: [Shown; 3] = [
-    // Grids and rotations cannot be exported, nor can a projection that stays dense. Files are read, and texts scored, by the
-    // frame, which also times the machine. No artifact holds a norm inside a block.
-    Shown {
-        name: "ternary",
-        items: &[],
-        without: &[
-            "grid",
-            "probe",
-            "Hadamard",
-            "Kronecker",
-            "Candidate",
-            "exceptions",
-            "UnknownSchedule",
-            "weight_quant",
-            "Score",
-            "score",
-            "Rope",
-            "HeadNorm",
-            "rotate",
-            "model::ops::portable",
-            "SubLayerNorm",
-            "ModelError",
-            "Weights::config",
-            "Weights::load",
-        ],
-    },
+    Shown { name: "ternary", items: &[], without: NOT_FOR_RECIPES },
     // `main` starts and finishes a run.
     Shown {
         name: "trainer",
@@ -73,24 +72,9 @@ const SHOWN: [Shown; 3] = [
     },
 ];
 
-/// What was a crate of its own in checkouts whose search began before `formats`.
+/// Crates that have since been merged into others, for searches that started from an older checkout.
 const FORMERLY: [Shown; 3] = [
-    Shown {
-        name: "model",
-        items: &[],
-        without: &[
-            "Score",
-            "score",
-            "Rope",
-            "HeadNorm",
-            "rotate",
-            "ops::portable",
-            "SubLayerNorm",
-            "ModelError",
-            "Weights::config",
-            "Weights::load",
-        ],
-    },
+    Shown { name: "model", items: &[], without: NOT_FOR_RECIPES },
     Shown {
         name: "artifact",
         items: &["Architecture", "Grouping", "ModelConfig", "ProjectionKind"],

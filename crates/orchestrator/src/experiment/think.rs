@@ -378,7 +378,8 @@ impl Search<'_> {
         let knowledge = self.knowledge(incumbent, &recipe, rules, &Spent::default())?;
         prompt::prompt(&self.state, &knowledge).map(|question| question.text()).map_err(|too_long| Failure::Campaign {
             message: too_long.to_string(),
-            hint: "the search goes on with the built-in agent; fix [agent] and start another with --tag".into(),
+            hint: "the search continues with the built-in agent; fix [agent] and start another search with --tag"
+                .into(),
         })
     }
 
